@@ -20,3 +20,6 @@
 //!
 //! `ARCHITECTURE.md` says who owns which state, which thread does what and what happens when a
 //! part fails.
+
+
+pub mod vm;

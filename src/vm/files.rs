@@ -1,0 +1,370 @@
+//! The files of a VM: which there are, what each is called, and where its text stands in the
+//! VM's compact JSON.
+//!
+//! A file is a span of the JSON text and a few bytes beside it, so that the object, its rendering
+//! and its attributes are one piece of memory. A file's number is a hash of its path within the VM,
+//! which is what inode numbers are made of; where two paths collide, the later in the order of
+//! paths takes the next free number, so that the numbers depend on the paths alone.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde_json::Value;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::property::Part;
+use super::{Object, name};
+
+mod renderer;
+
+/// How many bits a file's number has.
+pub const FILE_BITS: u32 = 24;
+
+/// A file's number within its VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub u32);
+
+impl FileId {
+    /// The VM's directory.
+    pub const DIR: FileId = FileId(0);
+    /// The first number that a path can have; those below are for what is not in the directory.
+    const FIRST: u32 = 16;
+    /// Homes end before the numbers do, so that probing never wraps around.
+    const HOMES: u64 = (1 << FILE_BITS) - (1 << 16);
+
+    fn home(path: u64) -> FileId {
+        FileId(Self::FIRST + (path % Self::HOMES) as u32)
+    }
+}
+
+/// The name of the document in each VM's directory.
+pub const DOCUMENT: &str = "vm.json";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    at: u32,
+    len: u32,
+}
+
+impl Span {
+    fn of(self, json: &str) -> &str {
+        &json[self.at as usize..(self.at + self.len) as usize]
+    }
+}
+
+/// Where a file's name comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Name {
+    /// `vm.json`.
+    Document,
+    /// The inside of a JSON string, to be encoded as [`name::encode`] does.
+    Text(Span),
+    /// The same with JSON escapes in it.
+    Escaped(Span),
+    /// A position in an array.
+    Number(u32),
+}
+
+impl Name {
+    /// The file name; `None` if it cannot be one.
+    fn file_name(self, json: &str) -> Option<Cow<'_, str>> {
+        match self {
+            Name::Document => Some(Cow::Borrowed(DOCUMENT)),
+            Name::Number(number) => Some(Cow::Owned(number.to_string())),
+            Name::Text(span) => name::encode(span.of(json)),
+            Name::Escaped(span) => {
+                let key = unescape(span.of(json));
+                name::encode(&key).map(|name| Cow::Owned(name.into_owned()))
+            }
+        }
+    }
+}
+
+/// What a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Body {
+    /// A directory.
+    Dir,
+    /// The whole object, indented.
+    Document,
+    /// The span as it stands.
+    Plain(Span),
+    /// The inside of a JSON string with escapes.
+    Escaped(Span),
+    /// An array of scalars, one a line.
+    Lines(Span),
+}
+
+/// A file or directory of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct File {
+    /// Its number.
+    pub id: FileId,
+    /// The number of the directory it is in.
+    pub parent: FileId,
+    /// Its exact size in bytes.
+    pub size: u32,
+    /// Where its value comes from; `None` for what has several origins.
+    pub part: Option<Part>,
+    /// Whether it can be changed (a directory: whether files can be created in it).
+    pub settable: bool,
+    /// Whether it holds what not everybody may read.
+    pub secret: bool,
+    name: Name,
+    body: Body,
+}
+
+impl File {
+    /// Whether this is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.body == Body::Dir
+    }
+
+    /// Whether this is `vm.json`.
+    pub fn is_document(&self) -> bool {
+        self.body == Body::Document
+    }
+
+    /// Its name, given the VM's compact JSON.
+    pub fn name<'a>(&self, json: &'a str) -> Cow<'a, str> {
+        // Names that cannot be encoded never become files, so the fallback is not reached.
+        self.name.file_name(json).unwrap_or(Cow::Borrowed("?"))
+    }
+
+    /// Appends its text to `out`; nothing for a directory.
+    pub fn text(&self, json: &str, out: &mut Vec<u8>) {
+        match self.body {
+            Body::Dir => {}
+            Body::Document => {
+                super::render::pretty(json, out);
+                out.push(b'\n');
+            }
+            Body::Plain(span) => {
+                out.extend_from_slice(span.of(json).as_bytes());
+                out.push(b'\n');
+            }
+            Body::Escaped(span) => {
+                out.extend_from_slice(unescape(span.of(json)).as_bytes());
+                out.push(b'\n');
+            }
+            Body::Lines(span) => {
+                let items: Vec<Value> = serde_json::from_str(span.of(json)).unwrap_or_default();
+                for item in items {
+                    out.extend_from_slice(scalar_text(&item).as_bytes());
+                    out.push(b'\n');
+                }
+            }
+        }
+    }
+
+    /// Whether it looks and reads the same in another version of the VM.
+    pub fn same(&self, json: &str, other: &File, other_json: &str) -> bool {
+        let text = match (self.body, other.body) {
+            (Body::Dir, Body::Dir) => true,
+            (Body::Document, Body::Document) => json == other_json,
+            (Body::Plain(one), Body::Plain(two))
+            | (Body::Escaped(one), Body::Escaped(two))
+            | (Body::Lines(one), Body::Lines(two)) => one.of(json) == two.of(other_json),
+            _ => false,
+        };
+        text && self.size == other.size
+            && self.settable == other.settable
+            && self.secret == other.secret
+    }
+}
+
+/// The inside of a JSON string, decoded.
+fn unescape(inside: &str) -> String {
+    serde_json::from_str(&format!("\"{inside}\"")).unwrap_or_else(|_| inside.to_owned())
+}
+
+/// A scalar as its file shows it: strings raw, all else as in JSON.
+pub fn scalar_text(value: &Value) -> Cow<'_, str> {
+    match value {
+        Value::String(text) => Cow::Borrowed(text),
+        other => Cow::Owned(other.to_string()),
+    }
+}
+
+/// A VM object as text: its compact JSON, and the files in it. A clone shares both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    json: Arc<str>,
+    files: Arc<[File]>,
+}
+
+impl Rendered {
+    /// Renders an object; what can be set depends on its `brand`.
+    pub fn new(object: &Object) -> Rendered {
+        let brand = object
+            .get("brand")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        renderer::render(object, brand)
+    }
+
+    /// The object as compact JSON.
+    pub fn json(&self) -> &Arc<str> {
+        &self.json
+    }
+
+    /// Its files and directories, in the order of their numbers.
+    pub fn files(&self) -> &[File] {
+        &self.files
+    }
+
+    /// The object, parsed again.
+    pub fn object(&self) -> Object {
+        serde_json::from_str(&self.json).unwrap_or_default()
+    }
+
+    /// The file with this number.
+    pub fn file(&self, id: FileId) -> Option<&File> {
+        let index = self.files.binary_search_by_key(&id, |file| file.id).ok()?;
+        self.files.get(index)
+    }
+
+    /// The file of this name in a directory.
+    pub fn lookup(&self, dir: FileId, name: &str) -> Option<&File> {
+        let home = FileId::home(path_hash(self.path_hash(dir)?, name));
+        let from = self.files.partition_point(|file| file.id < home);
+        // One that is not at home is behind others that took all numbers from there on.
+        self.files[from..]
+            .iter()
+            .zip(home.0..)
+            .take_while(|(file, id)| file.id.0 == *id)
+            .map(|(file, _)| file)
+            .find(|file| file.parent == dir && file.name(&self.json) == name)
+    }
+
+    fn path_hash(&self, dir: FileId) -> Option<u64> {
+        if dir == FileId::DIR {
+            return Some(ROOT_HASH);
+        }
+        let file = self.file(dir)?;
+        let parent = self.path_hash(file.parent)?;
+        Some(path_hash(parent, &file.name(&self.json)))
+    }
+
+    /// The texts of all scalars of this name, at whatever depth, without their newlines.
+    pub fn texts(&self, name: &str) -> impl Iterator<Item = String> {
+        let named = self
+            .files
+            .iter()
+            .filter(move |file| file.name(&self.json) == name);
+        named.filter_map(|file| self.text_of(file))
+    }
+
+    /// The text of a top-level scalar, without its newline.
+    pub fn text(&self, property: &str) -> Option<String> {
+        self.text_of(self.lookup(FileId::DIR, property)?)
+    }
+
+    fn text_of(&self, file: &File) -> Option<String> {
+        let mut text = Vec::with_capacity(file.size as usize);
+        file.text(&self.json, &mut text);
+        text.pop();
+        String::from_utf8(text).ok()
+    }
+}
+
+/// The hash of the path of the VM's own directory.
+const ROOT_HASH: u64 = 0;
+
+/// The hash of a path: of what is above, and the last name.
+fn path_hash(dir: u64, name: &str) -> u64 {
+    xxh3_64_with_seed(name.as_bytes(), dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn rendered(object: Value) -> Rendered {
+        let Value::Object(object) = object else {
+            panic!("not an object");
+        };
+        Rendered::new(&object)
+    }
+
+    /// The names in a directory, in the order in which they stand in the JSON.
+    fn names(vm: &Rendered, dir: &str) -> Vec<String> {
+        let dir = vm.lookup(FileId::DIR, dir).unwrap().id;
+        let files = vm.files().iter().filter(|file| file.parent == dir);
+        let mut names: Vec<String> = files
+            .map(|file| file.name(vm.json()).into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn each_of_40_000_files_is_found_by_its_name() {
+        let keys = (0..40_000).map(|number| (format!("key {number}"), Value::from(number)));
+        let vm = rendered(json!({"tags": Object::from_iter(keys)}));
+        let tags = vm.lookup(FileId::DIR, "tags").unwrap().id;
+        let text = |name: &str| vm.text_of(vm.lookup(tags, name)?);
+        for number in 0..40_000 {
+            assert_eq!(text(&format!("key {number}")), Some(number.to_string()));
+        }
+        let homes = vm.files().iter().filter(|file| {
+            let hash = path_hash(vm.path_hash(file.parent).unwrap(), &file.name(vm.json()));
+            file.id == FileId::home(hash)
+        });
+        assert!(homes.count() < vm.files().len(), "some are behind others");
+        assert_eq!(text("key 40000"), None);
+    }
+
+    #[test]
+    fn a_disk_whose_path_has_to_be_escaped_is_named_as_any_other() {
+        let disks = json!([
+            {"path": "/dev/zvol/rdsk/zones/one\u{1}-disk0"},
+            {"path": "/dev/zvol/rdsk/zones/one-di\"sk1"},
+        ]);
+        let vm = rendered(json!({"disks": disks}));
+        assert_eq!(names(&vm, "disks"), ["di\"sk1", "disk0"]);
+    }
+
+    #[test]
+    fn elements_of_a_list_never_share_a_name() {
+        let snapshots = json!([{"name": "1"}, {}, {"name": "2"}, {"name": "1"}, {"name": "x"}, {}]);
+        let vm = rendered(json!({"snapshots": snapshots}));
+        assert_eq!(names(&vm, "snapshots").len(), 6);
+        let mut different = names(&vm, "snapshots");
+        different.dedup();
+        assert_eq!(different.len(), 6, "{different:?}");
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        let scalar = prop_oneof![
+            "[a-c1/.%\"\\\\-]{0,3}".prop_map(Value::from),
+            (0..4).prop_map(Value::from)
+        ];
+        let map =
+            || prop::collection::btree_map("[a-c1/.%\"]{0,2}|name|path", scalar.clone(), 0..4);
+        let object = map().prop_map(|map| Value::Object(map.into_iter().collect()));
+        prop_oneof![
+            scalar.clone(),
+            object.clone(),
+            prop::collection::vec(object, 0..5).prop_map(Value::from),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_file_and_no_other_is_found_by_its_name(
+            members in prop::collection::btree_map("[a-d]|nics|disks|tags", value(), 0..5),
+        ) {
+            let object: Object = members.into_iter().collect();
+            let vm = Rendered::new(&object);
+            for file in vm.files() {
+                let name = file.name(vm.json());
+                prop_assert_eq!(vm.lookup(file.parent, &name), Some(file), "{}", name);
+                prop_assert_eq!(vm.lookup(file.parent, "nobody"), None);
+            }
+        }
+    }
+}
