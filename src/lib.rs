@@ -21,5 +21,6 @@
 //! `ARCHITECTURE.md` says who owns which state, which thread does what and what happens when a
 //! part fails.
 
+pub mod cache;
 
 pub mod vm;
