@@ -22,5 +22,6 @@
 //! part fails.
 
 pub mod cache;
+pub mod sample;
 
 pub mod vm;
