@@ -24,4 +24,5 @@
 pub mod cache;
 pub mod sample;
 
+pub mod source;
 pub mod vm;

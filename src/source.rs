@@ -1,0 +1,159 @@
+//! Where VMs are read from.
+//!
+//! A [`Source`] watches one host's VMs and sends [`Report`]s. It says only what it has read;
+//! what it could not read it names, so that nothing is deleted because a source failed: a VM is
+//! present, confirmed absent, or unknown. A source never sees the cache: when a part of a VM
+//! cannot be read, ingest keeps that part's last good values.
+
+use std::sync::mpsc::Sender;
+use std::time::SystemTime;
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::vm::files::Rendered;
+use crate::vm::property::Part;
+
+pub mod zones;
+
+/// What made us look at a VM, as `via` in events and in `user.vminfod.via`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// A watcher or a poll announced the change.
+    Event,
+    /// A write through us is being confirmed.
+    Write,
+    /// Only a full scan found it.
+    Scan,
+}
+
+impl Via {
+    /// The word used in events and extended attributes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Via::Event => "event",
+            Via::Write => "write",
+            Via::Scan => "scan",
+        }
+    }
+}
+
+/// A part of a VM that could not be read; its properties keep their last good values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Which part.
+    pub part: Part,
+    /// Why, naming the file or command: `zones/<zone>/config/tags.json: not JSON (line 1)`.
+    pub reason: String,
+}
+
+/// One VM as just read from its source.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The VM's uuid, which names its directory.
+    pub uuid: Uuid,
+    /// Its zonename (libvirt: the domain's name).
+    pub zonename: String,
+    /// Its properties, as far as they could be read, in the order of the property table. They are
+    /// text already: a listing of everything holds all VMs at once, and text is a fifth of what
+    /// parsed objects take.
+    pub vm: Rendered,
+    /// The parts that could not be read. A VM with failures is shown as stale.
+    pub failed: Vec<Failure>,
+    /// What made us look.
+    pub via: Via,
+    /// When it was read.
+    pub observed: SystemTime,
+}
+
+/// A zone that cannot be shown as a VM, reported in `.status`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unplaced {
+    /// The zone's name, or the text that stands where a name should.
+    pub zonename: String,
+    /// Why it has no directory: no uuid, a uuid that another zone already has, a broken line.
+    pub reason: String,
+}
+
+/// The result of a full scan.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// Every VM that could be read, at least in part.
+    pub vms: Vec<Loaded>,
+    /// VMs that exist but gave no answer: they are kept as they were and marked stale.
+    pub silent: Vec<(Uuid, String)>,
+    /// `None`: the list of VMs itself was read whole, so a VM that is in neither `vms` nor
+    /// `silent` is confirmed absent. Otherwise why that list cannot be trusted; then nothing is
+    /// deleted.
+    pub incomplete: Option<String>,
+}
+
+/// What a source says to ingest.
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// VMs that were read again because something announced a change.
+    Changed(Vec<Loaded>),
+    /// A VM whose source does not answer: it keeps its values and is marked stale.
+    Silent {
+        /// Which VM.
+        uuid: Uuid,
+        /// Why, naming what does not answer.
+        reason: String,
+    },
+    /// The source positively says that this VM no longer exists.
+    Gone(Uuid),
+    /// A full scan has ended. The first report of every source is one.
+    Listing(Listing),
+}
+
+/// A source of VMs. Its methods never block: the work is done on threads of its own.
+pub trait Source: Send + Sync {
+    /// What is read, for messages and `.status`: `zones below /`.
+    fn describe(&self) -> String;
+
+    /// Starts watching, then scans; the first report is a [`Report::Listing`].
+    ///
+    /// # Errors
+    /// When there is nothing to watch: a root that is missing or cannot be read.
+    fn start(&self, reports: Sender<Report>) -> Result<(), SourceError>;
+
+    /// Asks for a full scan, which ends in a [`Report::Listing`].
+    fn rescan(&self);
+
+    /// Asks to read one VM again, as if it had announced a change.
+    fn reload(&self, uuid: Uuid);
+
+    /// The health of its watchers and providers, for `.status`, as an object. Its member `unplaced`
+    /// lists what has no place in the tree now ([`Unplaced`]); its member `index`, if it is a
+    /// string, says why the list of VMs cannot be trusted.
+    fn status(&self) -> Value;
+}
+
+/// Why a source cannot start. The text names the thing and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The root of the zone store is missing, no directory, or unreadable.
+    #[error("zones root {root}: {problem}")]
+    Root {
+        /// The folder given as `--zones-root`.
+        root: String,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// A provider was forced that this host does not have.
+    #[error("{provider}: {problem}")]
+    Provider {
+        /// `datasets=zfs`, `runtime=zoneadm`.
+        provider: String,
+        /// What is missing, and what to do.
+        problem: String,
+    },
+    /// A watcher or thread could not be set up.
+    #[error("{what}: {error}")]
+    Setup {
+        /// What was being set up.
+        what: String,
+        /// The system's error.
+        error: std::io::Error,
+    },
+}
