@@ -22,6 +22,7 @@
 //! part fails.
 
 pub mod cache;
+pub mod fs;
 pub mod ingest;
 pub mod sample;
 
