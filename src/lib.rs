@@ -22,6 +22,7 @@
 //! part fails.
 
 pub mod cache;
+pub mod daemon;
 pub mod fs;
 pub mod ingest;
 pub mod sample;
