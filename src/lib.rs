@@ -22,6 +22,7 @@
 //! part fails.
 
 pub mod cache;
+pub mod client;
 pub mod daemon;
 pub mod fs;
 pub mod ingest;
