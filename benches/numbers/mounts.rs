@@ -1,0 +1,314 @@
+//! What is measured: a store with a daemon on it, and libfuse3's `hello` beside it. Both end
+//! with the value that stands for them, also when a measurement fails.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::OFlag;
+use nix::mount::{MntFlags, MsFlags};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+use vminfod::sample;
+
+use crate::Failure;
+
+/// How long a program may take to start or to end before the bench gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The folder of everything here: a tmpfs, so that no disk is measured.
+pub struct Scratch(TempDir);
+
+impl Scratch {
+    /// Mounts it.
+    pub fn mount() -> Result<Scratch, Failure> {
+        let dir = tempfile::Builder::new()
+            .prefix("vminfod-bench-")
+            .tempdir()?;
+        let (tmpfs, nothing) = (Some("tmpfs"), None::<&str>);
+        nix::mount::mount(tmpfs, dir.path(), tmpfs, MsFlags::empty(), nothing)?;
+        Ok(Scratch(dir))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // If that fails, removing the folder fails too, and leaves it to be seen.
+        let _ = nix::mount::umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+/// A zone store with sample VMs, and folders beside it: `vms` to mount it on, `waiting` for files
+/// that are to be moved into it.
+pub struct Store<'a> {
+    dir: PathBuf,
+    /// How many VMs it was written with.
+    pub vms: usize,
+    _scratch: &'a Scratch,
+}
+
+/// A VM, and the zone that it is read from.
+#[derive(Clone, Debug)]
+pub struct Zone {
+    /// Its uuid.
+    pub uuid: String,
+    /// Its `tags.json`.
+    pub tags: PathBuf,
+    /// Where a new version of that may wait: on the same filesystem, and watched by nobody.
+    pub waiting: PathBuf,
+}
+
+impl<'a> Store<'a> {
+    /// Writes a store of `vms` VMs.
+    pub fn new(scratch: &'a Scratch, name: &str, vms: usize) -> Result<Store<'a>, Failure> {
+        let dir = scratch.0.path().join(name);
+        sample::write(&dir.join("store"), &sample::Options { vms, seed: 1 })?;
+        fs::create_dir(dir.join("vms"))?;
+        fs::create_dir(dir.join("waiting"))?;
+        Ok(Store {
+            dir,
+            vms,
+            _scratch: scratch,
+        })
+    }
+
+    /// A path beside the store.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn root(&self) -> PathBuf {
+        self.beside("store")
+    }
+
+    fn mountpoint(&self) -> PathBuf {
+        self.beside("vms")
+    }
+
+    /// Starts a daemon and waits until it has mounted, which it does when its tree is complete.
+    pub fn mount(&self) -> Result<Daemon<'_>, Failure> {
+        let began = Instant::now();
+        // In the foreground it stays in this session, and so has the same share of the machine.
+        let child = Command::new(env!("CARGO_BIN_EXE_vminfod"))
+            .args(["mount", "--foreground"])
+            // A host may have a ZFS, which knows nothing of the store.
+            .args(["-o", "datasets=files,runtime=files", "--zones-root"])
+            .args([self.root(), self.mountpoint()])
+            .stdin(Stdio::null())
+            .spawn()?;
+        let mut daemon = Daemon {
+            store: self,
+            child,
+            took: Duration::ZERO,
+        };
+        let outside = fs::metadata(&self.dir)?.dev();
+        while fs::metadata(self.mountpoint())?.dev() == outside {
+            if daemon.child.try_wait()?.is_some() || began.elapsed() > PATIENCE {
+                return Err("vminfod did not mount; what it said stands above".into());
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        daemon.took = began.elapsed();
+        Ok(daemon)
+    }
+}
+
+/// A daemon with its mount.
+pub struct Daemon<'a> {
+    store: &'a Store<'a>,
+    child: Child,
+    /// How long it took from the start to the complete tree.
+    pub took: Duration,
+}
+
+impl Daemon<'_> {
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A path in the mount.
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.store.mountpoint().join(below)
+    }
+
+    /// The status document. Reading it costs the kernel one OPEN, one READ and one RELEASE.
+    pub fn status(&self) -> Result<Value, Failure> {
+        let fd = nix::fcntl::open(
+            &self.path(".status"),
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        let mut buffer = vec![0; 128 << 10];
+        let len = nix::unistd::read(&fd, &mut buffer)?;
+        Ok(serde_json::from_slice(&buffer[..len])?)
+    }
+
+    /// All VMs, parsed.
+    pub fn vms(&self) -> Result<Vec<Value>, Failure> {
+        Ok(serde_json::from_str(&fs::read_to_string(
+            self.path("vms.json"),
+        )?)?)
+    }
+
+    /// The VMs whose tags can be changed: the others are odd on purpose.
+    pub fn zones(&self) -> Result<Vec<Zone>, Failure> {
+        let zones = self.vms()?.into_iter().filter_map(|vm| {
+            let uuid = vm["uuid"].as_str()?.to_owned();
+            let tags = self.store.root().join(format!(
+                "zones/{}/config/tags.json",
+                vm["zonename"].as_str()?
+            ));
+            let text = fs::read(&tags).ok()?;
+            serde_json::from_slice::<Value>(&text).ok()?;
+            let waiting = self.store.beside("waiting").join(&uuid);
+            Some(Zone {
+                uuid,
+                tags,
+                waiting,
+            })
+        });
+        Ok(zones.collect())
+    }
+
+    /// Bytes of memory the daemon has in use.
+    pub fn resident(&self) -> Result<u64, Failure> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        Ok(kib.ok_or("/proc/<pid>/status: no VmRSS")? << 10)
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        end(&mut self.child, &self.store.mountpoint());
+    }
+}
+
+/// libfuse3's example, with direct I/O.
+pub struct Hello<'a> {
+    path: PathBuf,
+    child: Child,
+    _scratch: &'a Scratch,
+}
+
+impl<'a> Hello<'a> {
+    /// Mounts it.
+    pub fn mount(scratch: &'a Scratch, program: &Path) -> Result<Hello<'a>, Failure> {
+        let path = scratch.0.path().join("hello");
+        fs::create_dir(&path)?;
+        let mut command = Command::new(program);
+        // It warns of a number of threads that libfuse itself has chosen.
+        command
+            .arg("-f")
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null());
+        let child = command
+            .spawn()
+            .map_err(|error| format!("{}: {error}", program.display()))?;
+        let mut hello = Hello {
+            path,
+            child,
+            _scratch: scratch,
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while fs::read(hello.path().join("hello")).is_err() {
+            if hello.child.try_wait()?.is_some() || Instant::now() > deadline {
+                return Err(format!("{}: did not mount", program.display()).into());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(hello)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Hello<'_> {
+    fn drop(&mut self) {
+        end(&mut self.child, &self.path);
+    }
+}
+
+/// Ends a daemon and its mount.
+fn end(child: &mut Child, mountpoint: &Path) {
+    let running = |child: &mut Child| matches!(child.try_wait(), Ok(None));
+    if running(child) {
+        // It may end by itself just now; whatever else fails here, the kill below ends it.
+        let _ = nix::sys::signal::kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+    }
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while running(child) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(2));
+    }
+    if running(child) {
+        let _ = child.kill();
+    }
+    let _ = child.wait();
+    while nix::mount::umount2(mountpoint, MntFlags::MNT_DETACH).is_ok() {}
+}
+
+/// Which cores programs run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cores {
+    /// Where the kernel puts them, which differs from one moment to the next.
+    All,
+    /// All on the first one: what is measured then is work alone, without the wait for another
+    /// core to wake up.
+    One,
+}
+
+impl Cores {
+    /// Lets all threads of these processes, and the one that calls, run there.
+    pub fn restrict(self, pids: &[u32]) -> Result<(), Failure> {
+        let mut set = CpuSet::new();
+        for core in 0..CpuSet::count() {
+            if core == 0 || self == Cores::All {
+                set.set(core)?;
+            }
+        }
+        sched_setaffinity(Pid::from_raw(0), &set)?;
+        for pid in pids {
+            for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+                let tid: i32 = thread?.file_name().to_string_lossy().parse()?;
+                sched_setaffinity(Pid::from_raw(tid), &set)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the numbers were measured on, in one line.
+pub fn machine() -> Result<String, Failure> {
+    let cpu = fs::read_to_string("/proc/cpuinfo")?;
+    let model = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .unwrap_or("\t: unknown CPU");
+    let model = model.trim_start_matches(['\t', ' ', ':']);
+    let cores = thread::available_parallelism()?;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let load = fs::read_to_string("/proc/loadavg")?;
+    let load = load.split(' ').next().unwrap_or_default();
+    Ok(format!(
+        "{model}, {cores} cores, Linux {}, load {load} before the run",
+        kernel.trim_end()
+    ))
+}
