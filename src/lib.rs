@@ -27,6 +27,5 @@ pub mod daemon;
 pub mod fs;
 pub mod ingest;
 pub mod sample;
-
 pub mod source;
 pub mod vm;

@@ -112,44 +112,30 @@ impl<V: Slotted> Slots<V> {
         let mut carried = value;
         let mut carried_from = 0;
         loop {
-            match self
+            let held = self
                 .0
                 .get(slot << SHIFT)
-                .map(|held| held.id().cmp(carried.id()))
-            {
-                Some(std::cmp::Ordering::Less) => {
-                    slot += 1;
-                    continue;
-                }
-                None | Some(std::cmp::Ordering::Equal) => {
-                    self.0.insert(slot << SHIFT, carried.clone());
-                    match placed {
-                        None => placed = Some(slot),
-                        Some(_) => moved.push(Moved {
-                            from: carried_from,
-                            to: slot,
-                            value: carried,
-                        }),
-                    }
-                    break;
-                }
-                Some(std::cmp::Ordering::Greater) => {
-                    let Some(displaced) = self.0.insert(slot << SHIFT, carried.clone()) else {
-                        break;
-                    };
-                    match placed {
-                        None => placed = Some(slot),
-                        Some(_) => moved.push(Moved {
-                            from: carried_from,
-                            to: slot,
-                            value: carried,
-                        }),
-                    }
-                    carried = displaced;
-                    carried_from = slot;
-                    slot += 1;
-                }
+                .map(|held| held.id().cmp(carried.id()));
+            if held == Some(std::cmp::Ordering::Less) {
+                slot += 1;
+                continue;
             }
+            let displaced = self.0.insert(slot << SHIFT, carried.clone());
+            match placed {
+                None => placed = Some(slot),
+                Some(_) => moved.push(Moved {
+                    from: carried_from,
+                    to: slot,
+                    value: carried,
+                }),
+            }
+            // An older version of the same thing is replaced, not displaced.
+            match displaced.filter(|_| held == Some(std::cmp::Ordering::Greater)) {
+                None => break,
+                Some(next) => carried = next,
+            }
+            carried_from = slot;
+            slot += 1;
         }
         (placed.unwrap_or(slot), moved)
     }

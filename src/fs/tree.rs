@@ -1,9 +1,10 @@
 //! The tree: what names there are, what attributes they have, what the files hold.
 //!
 //! Everything here is answered from memory and without waiting. The files of a VM show the cache
-//! as it is now. What is made of many VMs (`vms.json`, `.by`, the events) shows the *settled*
-//! snapshot: the newest one for which the kernel's caches have been put right, so that who has
-//! read an event finds nothing older behind it.
+//! as it is now. What is made of many VMs (`vms.json`, `.by`, `.history`) shows the *settled*
+//! snapshot: the newest one for which the kernel's caches of VMs have been put right. Streams go as
+//! far as has been *told*, which follows when its own caches are right too, so that who has read an
+//! event finds nothing older behind it.
 //!
 //! Which VMs have a name in the root is a thing of its own: a VM's name comes with the `mkdir` and
 //! goes with the `rmdir` that announce it to inotify (see [`super::settle`]).
