@@ -6,7 +6,7 @@
 //! - `settle` puts the kernel's caches right after each publication (`settle`);
 //! - `streams` answers readers of events when there are some (`stream`);
 //! - `interrupts` lets go of readers that have a signal (`wait`);
-//! - `announce` makes names come and go through the VFS (`announce`);
+//! - `announce` makes names come and go through the VFS, and looks at what changed (`announce`);
 //! - `touch-N` raise IN_MODIFY (`touch`).
 //!
 //! The last two enter the mount themselves, and so have no descriptors but their own (`door`).
@@ -41,7 +41,7 @@ mod tree;
 mod wait;
 mod writable;
 
-use announce::{Announcing, Change};
+use announce::{Announcing, Change, Errand};
 use handle::Handles;
 pub use handle::Listener;
 use held::Held;
@@ -197,9 +197,16 @@ impl Mount {
     fn spawn(&mut self) -> io::Result<()> {
         let announcing = self.announcing.clone();
         let announce = door::spawn("announce", &self.path, self.device, move |door| {
-            announcing.run(|change, name| match change {
-                Change::Come => door.mkdir(name),
-                Change::Go => door.rmdir(name),
+            announcing.run(|errand| match errand {
+                Errand::Name { change, uuid, .. } => match change {
+                    Change::Come => door.mkdir(&uuid.to_string()),
+                    Change::Go => door.rmdir(&uuid.to_string()),
+                },
+                // One that is gone needs no look.
+                Errand::Look(paths) => {
+                    paths.iter().for_each(|path| drop(door.stat(path)));
+                    Ok(())
+                }
             });
         });
         self.inside.push(announce?);

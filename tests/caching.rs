@@ -40,14 +40,6 @@ fn size(path: &Path) -> u64 {
     fs::metadata(path).unwrap().len()
 }
 
-/// The size of a file, asked for again if it is not good. While the kernel takes over attributes that
-/// somebody else has asked for, it shows for some nanoseconds that they are valid before it shows the
-/// new size; no filesystem can do anything about that. Whoever asks again sees the new one.
-fn fresh_size(path: &Path, good: impl Fn(u64) -> bool) -> u64 {
-    let first = size(path);
-    if good(first) { first } else { size(path) }
-}
-
 /// All files and directories of a VM.
 fn files_of(dir: &Path) -> Vec<PathBuf> {
     let mut files = vec![dir.to_owned()];
@@ -342,9 +334,9 @@ fn version_of_len(len: u64) -> usize {
         .expect("the length of a version")
 }
 
-/// The version whose size a file has, which is not to be older than `floor`.
-fn size_of(path: &Path, floor: usize) -> usize {
-    version_of_len(fresh_size(path, |len| version_of_len(len) >= floor))
+/// The version whose size a file has.
+fn size_of(path: &Path) -> usize {
+    version_of_len(size(path))
 }
 
 #[track_caller]
@@ -390,7 +382,7 @@ fn nothing_is_stale(root: &Path, uuid: &str, write: impl FnOnce()) {
             };
             let version = version_of(text);
             told.store(version, Ordering::SeqCst);
-            newest(size_of(&role, version), version, "stat after an event");
+            newest(size_of(&role), version, "stat after an event");
         }
         done.store(true, Ordering::SeqCst);
     };
@@ -405,7 +397,7 @@ fn nothing_is_stale(root: &Path, uuid: &str, write: impl FnOnce()) {
                 "read",
             );
             let at = floor();
-            newest(size_of(&role, at), at, "stat");
+            newest(size_of(&role), at, "stat");
             let at = floor();
             let file = File::open(&role).unwrap();
             let (mut head, mut tail) = ([0; 5], vec![0; 4096]);
@@ -522,7 +514,7 @@ fn at_the_moment_of_an_event_sizes_and_times_are_already_right() {
         tree.writer.publish(vec![put(&vm)]);
         while nix::unistd::read(&events, &mut buffer).is_err() {}
         let expected = round as u64 + 11;
-        assert_eq!(fresh_size(&role, |size| size == expected), expected);
+        assert_eq!(size(&role), expected);
         assert!(fs::metadata(&tags).unwrap().modified().unwrap() > before);
         until("the changed files are touched", || {
             (tree.messages()["setattr"] == touched).then_some(())
@@ -567,7 +559,7 @@ fn when_the_first_event_of_many_is_told_no_name_and_no_size_of_before_is_left() 
             let left = aliases.join(name).symlink_metadata();
             assert!(left.is_err(), "the link {name} is left over");
         }
-        assert!(fresh_size(&all, |size| size > size_before) > size_before);
+        assert!(size(&all) > size_before);
         assert_eq!(names(&aliases).len(), VMS);
         tree.settled();
         while nix::unistd::read(&events, &mut buffer).is_ok() {}
@@ -668,7 +660,7 @@ fn a_directory_of_very_many_files_is_right_after_all_of_them_change() {
     watch.add_watch(&dir, AddWatchFlags::IN_MODIFY).unwrap();
     let mut changed = tags("22");
     tree.set(0, "tags", changed.clone());
-    assert_eq!(fresh_size(&looked_at, |size| size == 3), 3);
+    assert_eq!(size(&looked_at), 3);
 
     // A watcher is told of the file that was looked at, and of one that changed alone.
     changed["key9"] = json!("333");

@@ -1,11 +1,17 @@
-//! Makes VMs' names come and go through the VFS, on the thread `announce`, so that inotify hears.
+//! What `settle` does through the VFS, on the thread `announce`.
 //!
-//! `settle` asks for `mkdir` and `rmdir` and waits; the server recognises the thread's requests,
-//! and makes the name appear or vanish in the answer. The two are not one thread, since whoever
-//! goes through the door may have nothing else open ([`super::door`]), and `settle` needs the way to
-//! the kernel.
+//! The two are not one thread, since whoever goes through the door may have nothing else open
+//! ([`super::door`]), and `settle` needs the way to the kernel. `settle` asks and waits.
 //!
-//! Both calls need the root's lock, which a process that reads the root may keep, if its
+//! **Names come and go** by `mkdir` and `rmdir`, so that inotify hears of them; the server
+//! recognises the thread's requests, and makes the name appear or vanish in the answer.
+//!
+//! **Changed files are looked at** by stat(2) before their change is told. When the kernel takes
+//! over attributes it marks them valid first and writes the size after (`fuse_change_attributes`),
+//! and a stat beside that may get the size of before. Once somebody has looked, the size in the
+//! kernel is the new one, and whoever looks later, at whatever moment, finds no other.
+//!
+//! All of these may need a directory's lock, which a process that lists the directory may keep, if its
 //! buffer is memory that is slow to come. So `settle` waits for [`PATIENCE`] only, and then shows
 //! or hides the name itself. Such an announcement is *late*: it remains in the queue, and when it
 //! gets through changes nothing any more, but makes the kernel drop a name that went.
@@ -16,15 +22,18 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tracing::debug;
 use uuid::Uuid;
 
 use super::errno::Refused;
 use super::tree::Tree;
 
-/// How long `settle` waits for an announcement. While one is late it waits for no other.
+/// How long `settle` waits for an errand. While one is late it waits for no other.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How many files one errand looks at: far fewer than take as long as `settle` waits.
+const AT_ONCE: usize = 1000;
 
 /// What happens to a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,40 +44,48 @@ pub enum Change {
     Go,
 }
 
-/// How an announcement ended.
+/// How an errand ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Announced {
-    /// It was made, or could not be made.
+    /// It was run, or could not be run.
     Done,
-    /// It has not been made yet.
+    /// It has not been run yet.
     Late,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Announcement {
-    number: u64,
-    change: Change,
-    slot: u64,
-    uuid: Uuid,
+/// What is to be done through the VFS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// A VM's name is to appear or vanish.
+    Name {
+        /// Which of them.
+        change: Change,
+        /// The VM's slot.
+        slot: u64,
+        /// The VM.
+        uuid: Uuid,
+    },
+    /// Files are to be looked at: their paths below the mount.
+    Look(Vec<String>),
 }
 
 #[derive(Debug, Default)]
 struct State {
-    queue: VecDeque<Announcement>,
-    /// The one that is being made.
-    now: Option<Announcement>,
+    queue: VecDeque<(u64, Errand)>,
+    /// The one that is being run.
+    now: Option<(u64, Errand)>,
     /// The number of the last that was asked for.
     asked: u64,
-    /// The number of the last that has been made, or could not be.
+    /// The number of the last that has been run, or could not be.
     done: u64,
     /// The number of the last for which nobody waits any more.
     late: u64,
-    /// Why the last could not be made.
+    /// Why the last could not be run.
     failed: Option<io::Error>,
     ended: bool,
 }
 
-/// Names that are to come and go.
+/// The errands of `settle`.
 #[derive(Debug, Default)]
 pub struct Announcing {
     /// The number of the announcing thread, by which its requests are known.
@@ -82,30 +99,49 @@ impl Announcing {
     /// Has a name appear or vanish through the VFS.
     pub fn announce(&self, change: Change, slot: u64, uuid: Uuid) -> Announced {
         let mut state = self.state.lock();
+        let announced = self.run_errand(&mut state, Errand::Name { change, slot, uuid });
+        match (announced, state.failed.take()) {
+            (Announced::Late, _) => debug!(vm = %uuid, "inotify on the root is told late"),
+            (Announced::Done, Some(error)) => {
+                debug!(vm = %uuid, %error, "inotify on the root was not told");
+            }
+            (Announced::Done, None) => {}
+        }
+        announced
+    }
+
+    /// Has files looked at, so that what the kernel shows of them is what they are now; none while
+    /// the thread hangs.
+    pub fn look(&self, mut paths: Vec<String>) {
+        while !paths.is_empty() {
+            let rest = paths.split_off(paths.len().min(AT_ONCE));
+            let mut state = self.state.lock();
+            if state.done < state.asked
+                || self.run_errand(&mut state, Errand::Look(paths)) == Announced::Late
+            {
+                debug!("changed files are not looked at before their events");
+                return;
+            }
+            paths = rest;
+        }
+    }
+
+    fn run_errand(&self, state: &mut MutexGuard<'_, State>, errand: Errand) -> Announced {
         let behind = state.done < state.asked;
         state.asked += 1;
         let number = state.asked;
-        state.queue.push_back(Announcement {
-            number,
-            change,
-            slot,
-            uuid,
-        });
+        state.queue.push_back((number, errand));
         self.asked.notify_one();
         if !behind {
             let deadline = Instant::now() + PATIENCE;
             while state.done < number
                 && !state.ended
-                && !self.done.wait_until(&mut state, deadline).timed_out()
+                && !self.done.wait_until(state, deadline).timed_out()
             {}
         }
         if state.done < number {
             state.late = number;
-            debug!(vm = %uuid, "inotify on the root is told late");
             return Announced::Late;
-        }
-        if let Some(error) = state.failed.take() {
-            debug!(vm = %uuid, %error, "inotify on the root was not told");
         }
         Announced::Done
     }
@@ -117,21 +153,21 @@ impl Announcing {
         self.done.notify_one();
     }
 
-    /// Makes announcements until ended: the thread `announce`.
-    pub fn run(&self, mut make: impl FnMut(Change, &str) -> io::Result<()>) {
+    /// Runs errands until ended: the thread `announce`.
+    pub fn run(&self, mut run: impl FnMut(&Errand) -> io::Result<()>) {
         let thread = nix::unistd::gettid().as_raw() as u32;
         self.thread.store(thread, Ordering::Release);
-        while let Some(announcement) = self.next() {
-            let made = make(announcement.change, &announcement.uuid.to_string());
+        while let Some((number, errand)) = self.next() {
+            let result = run(&errand);
             let mut state = self.state.lock();
             state.now = None;
-            state.done = announcement.number;
-            state.failed = made.err();
+            state.done = number;
+            state.failed = result.err();
             self.done.notify_one();
         }
     }
 
-    fn next(&self) -> Option<Announcement> {
+    fn next(&self) -> Option<(u64, Errand)> {
         let mut state = self.state.lock();
         while state.queue.is_empty() && !state.ended {
             self.asked.wait(&mut state);
@@ -140,7 +176,7 @@ impl Announcing {
             return None;
         }
         state.now = state.queue.pop_front();
-        state.now
+        state.now.clone()
     }
 
     /// Answers the announcing thread's own request: makes the name appear or vanish, and says in
@@ -160,14 +196,18 @@ impl Announcing {
         }
         // Kept until the name is changed: it becomes late before that or after it.
         let state = self.state.lock();
-        let own = state
-            .now
-            .filter(|now| now.change == change && name.to_str() == Some(&now.uuid.to_string()));
-        let Some(Announcement {
-            number, slot, uuid, ..
-        }) = own
-        else {
-            return Err(Refused::NotPermitted);
+        let (number, slot, uuid) = match state.now {
+            Some((
+                number,
+                Errand::Name {
+                    change: asked,
+                    slot,
+                    uuid,
+                },
+            )) if asked == change && name.to_str() == Some(&uuid.to_string()) => {
+                (number, slot, uuid)
+            }
+            _ => return Err(Refused::NotPermitted),
         };
         let late = number <= state.late;
         match change {
@@ -198,9 +238,9 @@ mod tests {
         thread::scope(|scope| {
             let (announcing, made) = (&announcing, &made);
             scope.spawn(move || {
-                announcing.run(|change, _| {
+                announcing.run(|errand| {
                     released.recv().map_err(io::Error::other)?;
-                    made.lock().push(change);
+                    made.lock().push(errand.clone());
                     Ok(())
                 });
             });
@@ -208,6 +248,8 @@ mod tests {
             for _ in 0..100 {
                 assert_eq!(announcing.announce(Change::Go, 1, uuid), Announced::Late);
             }
+            // Nor does looking wait, or pile up.
+            announcing.look(vec!["alias".to_owned()]);
             for _ in 0..101 {
                 release.send(()).unwrap();
             }
@@ -219,14 +261,22 @@ mod tests {
             announcing.end();
         });
         assert_eq!(made.lock().len(), 102);
-        assert_eq!(made.lock()[0], Change::Come);
+        let change = Change::Come;
+        assert_eq!(
+            made.lock()[0],
+            Errand::Name {
+                change,
+                slot: 1,
+                uuid
+            }
+        );
     }
 
     #[test]
     fn an_announcement_that_fails_is_over() {
         let announcing = Announcing::default();
         thread::scope(|scope| {
-            scope.spawn(|| announcing.run(|_, _| Err(io::ErrorKind::NotFound.into())));
+            scope.spawn(|| announcing.run(|_| Err(io::ErrorKind::NotFound.into())));
             let uuid = Uuid::from_u128(1);
             assert_eq!(announcing.announce(Change::Come, 1, uuid), Announced::Done);
             announcing.end();

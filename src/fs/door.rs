@@ -3,7 +3,7 @@
 //! inotify reports what goes through the VFS, so a change made by the server is reported only if
 //! the server goes through the VFS itself: it truncates a file to the size it has (IN_MODIFY on
 //! the file and in its directory), and makes and removes the VMs' directories (IN_CREATE,
-//! IN_DELETE). Each of these is a request that the server then has to answer, so nobody
+//! IN_DELETE). It also looks at changed files before it tells of them. Each of these is a request that the server then has to answer, so nobody
 //! who answers requests may go through the door.
 //!
 //! **Whoever goes through it keeps nothing else open.** If the daemon is killed between taking such
@@ -96,6 +96,14 @@ impl Door {
     /// Removes a directory from the root of the mount.
     pub fn rmdir(&self, name: &str) -> io::Result<()> {
         self.with(|root| Ok(nix::unistd::unlinkat(root, name, UnlinkatFlags::RemoveDir)?))
+    }
+
+    /// Asks for a file's attributes.
+    pub fn stat(&self, path: &str) -> io::Result<()> {
+        self.with(|root| {
+            nix::sys::stat::fstatat(root, path, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+            Ok(())
+        })
     }
 
     /// Truncates a file to a size. There is no truncateat(2): the path leads over the descriptor.

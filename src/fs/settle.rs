@@ -9,7 +9,9 @@
 //! 2. Attributes of changed files are invalidated, and names that went.
 //! 3. The snapshot becomes the settled one: `vms.json` and `.by` show it.
 //! 4. What is made of many VMs is invalidated.
-//! 5. Streams tell of the events, and readers, pollers and watchers are woken.
+//! 5. What was invalidated is looked at, so that the kernel has the new attributes, whole
+//!    ([`super::announce`]).
+//! 6. Streams tell of the events, and readers, pollers and watchers are woken.
 //!
 //! An attribute is invalidated in two steps. A LOOKUP that was answered before the publication may
 //! still be on its way into the kernel, where an inode not yet there cannot be invalidated. So first
@@ -113,9 +115,9 @@ impl Settler {
         for (slot, vm) in &came {
             self.show(*slot, vm.uuid);
         }
-        let mut touches = Vec::new();
+        let (mut touches, mut looks) = (Vec::new(), Vec::new());
         for one in &changed {
-            self.invalidate_vm(one, &mut touches);
+            self.invalidate_vm(one, &mut touches, &mut looks);
         }
 
         self.tree.settle(newest.clone());
@@ -129,7 +131,10 @@ impl Settler {
         self.invalidate_groups(Fixed::ByState, Node::State, &settled.states, &newest.states);
         self.invalidate_groups(Fixed::ByOwner, Node::Owner, &settled.owners, &newest.owners);
         if newest.seq != settled.seq {
-            self.invalidate_files_of_all(&newest, &mut touches);
+            self.invalidate_files_of_all(&newest, &mut touches, &mut looks);
+        }
+        self.announcing.look(looks);
+        if newest.seq != settled.seq {
             self.tree.tell(newest.seq);
             self.streams.wake();
         }
@@ -176,8 +181,14 @@ impl Settler {
         }
     }
 
-    /// Invalidates what changed in a VM's directory, and collects what is to be touched.
-    fn invalidate_vm(&self, Changed { slot, old, new }: &Changed<'_>, touches: &mut Vec<Touch>) {
+    /// Invalidates what changed in a VM's directory, and collects what is to be touched and what to
+    /// be looked at.
+    fn invalidate_vm(
+        &self,
+        Changed { slot, old, new }: &Changed<'_>,
+        touches: &mut Vec<Touch>,
+        looks: &mut Vec<String>,
+    ) {
         let ino = |id: FileId| Node::File(*slot, id).ino();
         let held = |id: FileId| self.held.is_held(ino(id));
         let differs = |id: FileId| new.mtime(id) != old.mtime(id);
@@ -223,6 +234,12 @@ impl Settler {
         }
         for id in stale {
             self.inode(ino(id), 0);
+            looks.extend(match id {
+                FileId::DIR => Some(new.uuid.to_string()),
+                id => new
+                    .file(id)
+                    .map(|file| format!("{}/{}", new.uuid, new.path(file))),
+            });
         }
     }
 
@@ -294,7 +311,12 @@ impl Settler {
     }
 
     /// Invalidates `events`, `vms.json` and `.history`, whose contents every change changes.
-    fn invalidate_files_of_all(&self, newest: &Snapshot, touches: &mut Vec<Touch>) {
+    fn invalidate_files_of_all(
+        &self,
+        newest: &Snapshot,
+        touches: &mut Vec<Touch>,
+        looks: &mut Vec<String>,
+    ) {
         let files = [
             (Fixed::Vms, "vms.json", tree::vms::len(newest)),
             (Fixed::History, ".history", 0),
@@ -309,6 +331,7 @@ impl Settler {
         }
         for (fixed, path, size) in held {
             self.inode(Node::Fixed(*fixed).ino(), 0);
+            looks.push((*path).to_owned());
             touches.push(Touch {
                 path: (*path).to_owned(),
                 size: *size,
