@@ -18,9 +18,11 @@ use files::{File, FileId, Rendered};
 pub mod diff;
 pub mod files;
 pub mod name;
+pub mod payload;
 pub mod property;
 pub mod render;
 pub mod state;
+pub mod verb;
 
 /// A VM as a JSON object. The order of its members is the order of the property table.
 pub type Object = Map<String, Value>;
@@ -189,6 +191,11 @@ impl Vm {
             Ok(index) => self.mtimes[index].1,
             Err(_) => self.base_mtime,
         }
+    }
+
+    /// The time of files that have not changed since the VM was loaded.
+    pub fn mtime_at_load(&self) -> Nanos {
+        self.base_mtime
     }
 
     /// Bytes of memory this version holds.

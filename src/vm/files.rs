@@ -17,6 +17,8 @@ use super::{Object, name};
 
 mod renderer;
 
+pub(crate) use renderer::element_name;
+
 /// How many bits a file's number has.
 pub const FILE_BITS: u32 = 24;
 
@@ -235,6 +237,24 @@ impl Rendered {
             .take_while(|(file, id)| file.id.0 == *id)
             .map(|(file, _)| file)
             .find(|file| file.parent == dir && file.name(&self.json) == name)
+    }
+
+    /// The number that a file will have which is not there yet, unless it collides with another.
+    pub fn future(&self, dir: FileId, name: &str) -> Option<FileId> {
+        let home = FileId::home(path_hash(self.path_hash(dir)?, name));
+        (home.0..).map(FileId).find(|id| self.file(*id).is_none())
+    }
+
+    /// The names of a file's path within the VM's directory, decoded.
+    pub fn keys(&self, file: FileId) -> Vec<String> {
+        let mut keys = Vec::new();
+        let mut at = file;
+        while let Some(file) = self.file(at) {
+            keys.push(name::decode(&file.name(&self.json)).into_owned());
+            at = file.parent;
+        }
+        keys.reverse();
+        keys
     }
 
     fn path_hash(&self, dir: FileId) -> Option<u64> {

@@ -242,6 +242,26 @@ pub fn is_secret_entry(map: &str, key: &str) -> bool {
         || (map == "customer_metadata" && key.ends_with("_pw"))
 }
 
+/// Whether what is at a path within a VM is shown only to those who may read secrets.
+pub fn is_secret(path: &[String]) -> bool {
+    let Some((first, rest)) = path.split_first() else {
+        return true;
+    };
+    let Some(property) = property(first) else {
+        return false;
+    };
+    let Some(last) = rest.last() else {
+        return property.secret;
+    };
+    property.secret
+        || match property.kind {
+            Kind::Objects(columns) => columns
+                .iter()
+                .any(|column| column.name == last && column.secret),
+            _ => is_secret_entry(first, last),
+        }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;

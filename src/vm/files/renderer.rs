@@ -187,6 +187,7 @@ impl Renderer {
             PropertyKind::Objects(columns) => columns,
             _ => &[],
         });
+        let creatable = traits.settable && columns.iter().any(|column| column.settable(brand));
         let mut taken = HashSet::new();
         self.json.push('[');
         for (position, element) in elements.iter().enumerate() {
@@ -206,7 +207,7 @@ impl Renderer {
                 Body::Dir,
                 0,
                 Traits {
-                    settable: false,
+                    settable: creatable,
                     ..traits
                 },
             );
@@ -330,7 +331,7 @@ fn is_list_of_objects(known: Option<&Property>, elements: &[Value]) -> bool {
 
 /// The directory name that an element's member gives: a nic's interface, the last part of a
 /// disk's path without the zone's name, a snapshot's name. `None`: this member names nothing.
-fn element_name<'a>(key: &str, text: &'a str) -> Option<&'a str> {
+pub(crate) fn element_name<'a>(key: &str, text: &'a str) -> Option<&'a str> {
     match key {
         "interface" | "name" => Some(text),
         "path" if text.starts_with("/dev/zvol/") => {
