@@ -6,13 +6,15 @@
 //! cannot be read, ingest keeps that part's last good values.
 
 use std::sync::mpsc::Sender;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::vm::Object;
 use crate::vm::files::Rendered;
 use crate::vm::property::Part;
+use crate::vm::verb::Verb;
 
 pub mod zones;
 
@@ -127,6 +129,90 @@ pub trait Source: Send + Sync {
     /// lists what has no place in the tree now ([`Unplaced`]); its member `index`, if it is a
     /// string, says why the list of VMs cannot be trusted.
     fn status(&self) -> Value;
+}
+
+/// What changes VMs at their source. Its methods may block, for as long as the source does.
+pub trait Apply: Send + Sync {
+    /// Takes a VM's lock, which other tools respect, and reads the VM afresh.
+    ///
+    /// # Errors
+    /// When the VM does not exist, the lock is not free until the deadline, or it cannot be read.
+    fn lock(&self, uuid: Uuid, deadline: Instant) -> Result<Box<dyn Locked + '_>, Failed>;
+
+    /// Makes a VM.
+    ///
+    /// # Errors
+    /// When its uuid is taken, or the source fails; then what was made has been removed again,
+    /// or is named.
+    fn create(&self, uuid: Uuid, target: &Object, deadline: Instant) -> Result<(), Failed>;
+
+    /// What earlier processes began and did not end, because they were killed. What could be ended or
+    /// taken back has been; what could not is told once.
+    fn recover(&self) -> Vec<Cut>;
+
+    /// Who would have to notice a change of this part: `inotify on zones/<zone>/config`.
+    fn watcher(&self, part: Part) -> String;
+}
+
+/// A VM whose lock is held until this is dropped.
+pub trait Locked {
+    /// The VM as it was last read, complete.
+    fn vm(&self) -> &Object;
+
+    /// Reads it again.
+    ///
+    /// # Errors
+    /// When it does not exist any more or cannot be read.
+    fn read(&mut self) -> Result<(), Failed>;
+
+    /// Writes what differs between the VM as it was last read and the target, and then reads it
+    /// again.
+    ///
+    /// # Errors
+    /// When the source refuses or fails; says what was applied before.
+    fn update(&mut self, target: &Object) -> Result<(), Failed>;
+
+    /// Does something with the whole VM, and then, unless it was deleted, reads it again.
+    ///
+    /// # Errors
+    /// When the source refuses or fails.
+    fn run(&mut self, verb: &Verb) -> Result<(), Failed>;
+}
+
+/// Why a change could not be applied, or not wholly.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Failed {
+    /// What went wrong.
+    pub kind: FailedKind,
+    /// What was applied before, each in words: `quota`, `tags.json`. Empty if nothing was.
+    pub applied: Vec<String>,
+    /// Why, naming the file, dataset or command and what to do.
+    pub reason: String,
+}
+
+/// What went wrong at a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailedKind {
+    /// There is no such VM.
+    Gone,
+    /// Somebody else has its lock, or it cannot do this now.
+    Busy,
+    /// It exists already.
+    Exists,
+    /// A value that only the source can judge: an image that does not exist.
+    Invalid,
+    /// The source refused or failed.
+    Source,
+}
+
+/// A change that a killed process left between two steps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The VM.
+    pub uuid: Uuid,
+    /// What was applied and what was not, in words.
+    pub reason: String,
 }
 
 /// Why a source cannot start. The text names the thing and says what to do.

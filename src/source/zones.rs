@@ -10,6 +10,8 @@
 //! - The thread `zones` (`engine`) decides by the pure `schedule` what is read when, and
 //!   reports. It never touches a file of a zone.
 //! - The threads `load-N` (`loaders`) do, by [`load`].
+//! - What changes zones (`apply`) has no part in this: it works on its callers' threads, and what it wrote
+//!   is announced like any other change.
 //!
 //! # Which providers are used
 //!
@@ -18,8 +20,8 @@
 //! it and it answers; else the files, which then may come later.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -27,16 +29,18 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Report, Source, SourceError};
+use super::{Apply, Report, Source, SourceError};
+use apply::Applier;
 use engine::{Engine, Message};
 #[doc(hidden)]
 pub use faults::Faults;
 use load::Store;
 use loaders::Loaders;
-use providers::Providers;
+use providers::{Choice, Providers};
 use read::Reader;
 use watch::Watch;
 
+mod apply;
 pub mod command;
 pub mod config;
 pub mod datasets;
@@ -84,6 +88,9 @@ pub struct ZonesOptions {
     pub datasets: Provider,
     /// Where runtime state is read from.
     pub runtime: Provider,
+    /// What starts and stops zones whose state is in files: it is called with a verb and a uuid, and
+    /// what it leaves in those files is the truth. Without it, a change is only recorded.
+    pub runtime_exec: Option<PathBuf>,
     /// How long reading one zone may take before the VM counts as silent.
     pub load_deadline: Duration,
     /// At most this many inotify watches are used; the rest is polled.
@@ -102,6 +109,7 @@ impl ZonesOptions {
             zfs_poll: Duration::from_secs(1),
             datasets: Provider::Auto,
             runtime: Provider::Auto,
+            runtime_exec: None,
             load_deadline: Duration::from_secs(2),
             max_watches: usize::MAX,
             faults: Arc::default(),
@@ -116,6 +124,8 @@ pub struct Zones {
     /// The other end of the inbox, until the engine takes it.
     outbox: Mutex<Option<Receiver<Message>>>,
     running: Mutex<Option<Running>>,
+    choice: OnceLock<Choice>,
+    applier: OnceLock<Arc<Applier>>,
 }
 
 struct Running {
@@ -132,7 +142,21 @@ impl Zones {
             inbox,
             outbox: Mutex::new(Some(outbox)),
             running: Mutex::new(None),
+            choice: OnceLock::new(),
+            applier: OnceLock::new(),
         }
+    }
+
+    /// What changes these zones. It goes on working when the source is dropped.
+    pub fn applier(&self) -> Arc<dyn Apply> {
+        let make = || Arc::new(Applier::new(&self.options, self.choice()));
+        let applier: Arc<Applier> = Arc::clone(self.applier.get_or_init(make));
+        applier
+    }
+
+    /// Who provides what; asked once, so that reading and writing agree.
+    fn choice(&self) -> Choice {
+        *self.choice.get_or_init(|| Choice::make(&self.options))
     }
 
     /// Whether there is a zone store to read.
@@ -176,7 +200,7 @@ impl Source for Zones {
             return Err(setup("zones source")(error));
         };
         let store = Store::new(&self.options.root);
-        let providers = Providers::start(&self.options, &self.inbox)?;
+        let providers = Providers::start(&self.options, self.choice(), &self.inbox)?;
         let signals = self.inbox.clone();
         let faults = Arc::clone(&self.options.faults);
         let watch = Watch::start(

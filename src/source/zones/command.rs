@@ -7,11 +7,13 @@
 //! for here; until it has ended, its [`Runner`] starts nothing more, so that such children do not
 //! pile up.
 //!
-//! Only the child itself is killed, not what it started.
+//! Only the child itself is killed, not what it started; but a [`Runner::of_scripts`] kills all that
+//! its program has started and that has not left its process group.
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -21,9 +23,14 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 /// More output than this is not that of a command we know.
 const STDOUT_LIMIT: usize = 256 << 20;
+
+/// How often the end of a script is looked for while it says nothing.
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// Of standard error this much is kept; the rest is read and thrown away.
 const STDERR_LIMIT: usize = 64 << 10;
@@ -32,9 +39,9 @@ const STDERR_LIMIT: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Lifeline(#[expect(dead_code, reason = "only its drop matters")] PipeWriter);
 
-/// The commands' end of a [`Lifeline`].
+/// The commands' end of a [`Lifeline`], if there is one.
 #[derive(Clone, Debug)]
-pub struct Cancel(Arc<PipeReader>);
+pub struct Cancel(Option<Arc<PipeReader>>);
 
 /// Makes a lifeline: its owner's end and the commands' end.
 ///
@@ -42,10 +49,15 @@ pub struct Cancel(Arc<PipeReader>);
 /// When the process has no descriptors left.
 pub fn lifeline() -> io::Result<(Lifeline, Cancel)> {
     let (reader, writer) = io::pipe()?;
-    Ok((Lifeline(writer), Cancel(Arc::new(reader))))
+    Ok((Lifeline(writer), Cancel(Some(Arc::new(reader)))))
 }
 
 impl Cancel {
+    /// For commands that nothing but their deadline ends.
+    pub fn never() -> Cancel {
+        Cancel(None)
+    }
+
     /// Sleeps for this long; `Err` at once when the lifeline is dropped.
     ///
     /// # Errors
@@ -125,6 +137,16 @@ pub struct Runner {
     deadline: Duration,
     cancel: Cancel,
     hung: Arc<AtomicBool>,
+    manner: Manner,
+}
+
+/// How a program is treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// One of the system's commands: it ends when its output does, and starts nothing that stays.
+    Command,
+    /// Somebody's script: it may leave others running, which have its output open.
+    Script,
 }
 
 /// What a command that ended has said.
@@ -166,6 +188,16 @@ impl Runner {
             deadline,
             cancel: cancel.clone(),
             hung: Arc::default(),
+            manner: Manner::Command,
+        }
+    }
+
+    /// The same for a program that may start others: it gets the environment as it is, it has ended
+    /// when it has, even if what it started goes on, and when it is killed so are those.
+    pub fn of_scripts(self) -> Runner {
+        Runner {
+            manner: Manner::Script,
+            ..self
         }
     }
 
@@ -174,13 +206,24 @@ impl Runner {
     /// # Errors
     /// Every [`Error`] but [`Error::Failed`].
     pub fn run(&self, arguments: &[&str]) -> Result<Finished, Error> {
+        self.run_within(self.deadline, arguments)
+    }
+
+    /// The same with another deadline.
+    ///
+    /// # Errors
+    /// Every [`Error`] but [`Error::Failed`].
+    pub fn run_within(&self, deadline: Duration, arguments: &[&str]) -> Result<Finished, Error> {
         let command = self.command_line(arguments);
         if self.hung.load(Ordering::Acquire) {
             return Err(Error::Hung { command });
         }
-        let until = Instant::now() + self.deadline;
+        // What is started and killed at once may have done half of it.
+        if deadline.is_zero() {
+            return Err(Error::Overdue { command, deadline });
+        }
         let mut child = self.spawn(arguments, Stdio::piped())?;
-        match self.attend(&mut child, &command, until) {
+        match self.attend(&mut child, &command, deadline) {
             Ok(finished) => Ok(finished),
             Err(error) => {
                 self.abandon(child);
@@ -216,9 +259,13 @@ impl Runner {
     }
 
     fn spawn(&self, arguments: &[&str], stderr: Stdio) -> Result<Child, Error> {
-        Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        match self.manner {
+            Manner::Command => command.env("LC_ALL", "C"),
+            Manner::Script => command.process_group(0),
+        };
+        command
             .args(arguments)
-            .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr)
@@ -230,14 +277,20 @@ impl Runner {
     }
 
     /// Reads both pipes to their ends, then waits for the exit status.
-    fn attend(&self, child: &mut Child, command: &str, until: Instant) -> Result<Finished, Error> {
+    fn attend(
+        &self,
+        child: &mut Child,
+        command: &str,
+        deadline: Duration,
+    ) -> Result<Finished, Error> {
+        let until = Instant::now() + deadline;
         let failed = |error: io::Error| Error::Io {
             command: command.to_owned(),
             error,
         };
         let overdue = || Error::Overdue {
             command: command.to_owned(),
-            deadline: self.deadline,
+            deadline,
         };
         let mut stdout = Stream::new(child.stdout.take().map(OwnedFd::from));
         let mut stderr = Stream::new(child.stderr.take().map(OwnedFd::from));
@@ -246,10 +299,16 @@ impl Runner {
             if open.is_empty() {
                 break;
             }
-            match wait_for(&self.cancel, &open, Some(until)) {
+            // A script's pipes may be open for ever; its end is looked for now and then.
+            let glance = match self.manner {
+                Manner::Command => until,
+                Manner::Script => until.min(Instant::now() + GLANCE),
+            };
+            match wait_for(&self.cancel, &open, Some(glance)) {
                 Wait::Cancelled => return Err(Error::Cancelled),
-                Wait::Overdue => return Err(overdue()),
-                Wait::Ready => {}
+                Wait::Overdue if Instant::now() >= until => return Err(overdue()),
+                Wait::Overdue if child.try_wait().map_err(failed)?.is_some() => break,
+                Wait::Overdue | Wait::Ready => {}
             }
             stdout.read_some().map_err(failed)?;
             stderr.read_some().map_err(failed)?;
@@ -284,6 +343,12 @@ impl Runner {
     fn abandon(&self, child: Child) {
         let hung = Arc::clone(&self.hung);
         hung.store(true, Ordering::Release);
+        if self.manner == Manner::Script
+            && let Ok(group) = i32::try_from(child.id())
+        {
+            // It fails only if all of them have ended already.
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
         bury(child, move || hung.store(false, Ordering::Release));
     }
 }
@@ -395,17 +460,16 @@ fn wait_for(cancel: &Cancel, pipes: &[&File], until: Option<Instant>) -> Wait {
                 PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
             }
         };
-        let mut set = vec![PollFd::new(cancel.0.as_fd(), PollFlags::POLLIN)];
-        set.extend(
-            pipes
-                .iter()
-                .map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)),
-        );
+        let lifeline = cancel.0.iter().map(|lifeline| lifeline.as_fd());
+        let mut set: Vec<PollFd<'_>> = lifeline
+            .chain(pipes.iter().map(|pipe| pipe.as_fd()))
+            .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
+            .collect();
         match poll(&mut set, timeout) {
             // poll(2) refuses only what cannot be here: bad pointers, too many descriptors.
             Err(Errno::EINTR) | Ok(0) => {}
             Err(_) => return Wait::Overdue,
-            Ok(_) if set[0].any() == Some(true) => return Wait::Cancelled,
+            Ok(_) if cancel.0.is_some() && set[0].any() == Some(true) => return Wait::Cancelled,
             Ok(_) => return Wait::Ready,
         }
         if until.is_some_and(|until| Instant::now() >= until) {
@@ -478,6 +542,36 @@ mod tests {
             thread::yield_now();
         }
         assert!(sh.run(&["-c", "exit 0"]).is_ok());
+    }
+
+    #[test]
+    fn a_script_has_ended_when_it_has_and_not_what_it_left_running() {
+        let (_lifeline, sh) = shell(LONG);
+        let finished = sh.of_scripts().run(&["-c", "sleep 600 & echo $!"]).unwrap();
+        let pid: i32 = String::from_utf8(finished.stdout)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        assert!(finished.status.success());
+        nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    }
+
+    #[test]
+    fn a_script_past_its_deadline_is_killed_with_what_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut pipe = File::options().read(true).write(true).open(&fifo).unwrap();
+        let (_lifeline, sh) = shell(Duration::from_secs(2));
+        let script = format!("exec 3>{}; echo >&3; sleep 600; true", fifo.display());
+        let error = sh.of_scripts().run(&["-c", &script]).unwrap_err();
+        assert!(matches!(error, Error::Overdue { .. }), "{error}");
+        pipe.read_exact(&mut [0]).unwrap();
+        let mut reader = File::open(&fifo).unwrap();
+        drop(pipe);
+        // The end comes when nobody has it open for writing any more.
+        assert_eq!(reader.read(&mut [0; 16]).unwrap(), 0);
     }
 
     #[test]

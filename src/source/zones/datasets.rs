@@ -99,6 +99,14 @@ impl Table {
             .map(move |(full, dataset)| (&full[skip..], dataset))
     }
 
+    /// The datasets and snapshots whose names begin like this.
+    pub fn starting_with<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+        self.datasets
+            .range(prefix.to_owned()..)
+            .map(|(name, _)| name.as_str())
+            .take_while(move |name| name.starts_with(prefix))
+    }
+
     /// All datasets, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Dataset)> {
         self.datasets
@@ -123,8 +131,13 @@ impl Table {
 /// # Errors
 /// When the bytes are no JSON object, or a dataset or value is of another type than it should be.
 pub fn parse(bytes: &[u8]) -> Result<Table, JsonError> {
+    table(config::object(bytes)?)
+}
+
+/// The same of a file that has been parsed.
+pub(super) fn table(file: Object) -> Result<Table, JsonError> {
     let mut table = Table::default();
-    for (name, properties) in config::object(bytes)? {
+    for (name, properties) in file {
         let Value::Object(properties) = properties else {
             return Err(wrong(name, "an object of its properties"));
         };
@@ -336,7 +349,7 @@ fn pool(dataset: &str) -> &str {
 }
 
 /// The volume whose device this is.
-fn volume_name(path: &str) -> Option<&str> {
+pub(super) fn volume_name(path: &str) -> Option<&str> {
     path.strip_prefix("/dev/zvol/rdsk/")
         .or_else(|| path.strip_prefix("/dev/zvol/dsk/"))
 }

@@ -201,9 +201,12 @@ impl Engine {
             Message::Provider(news) => self.news(news, now),
             Message::Rescan => self.begin_scan(now),
             Message::Reload(uuid) => {
-                if let Some(name) = self.names.get(&uuid).cloned() {
-                    self.want(&Key::Zone(name), Causes::EVENT, now, now);
-                }
+                // A zone that is not known may just have been made.
+                let key = match self.names.get(&uuid) {
+                    Some(name) => Key::Zone(Arc::clone(name)),
+                    None => Key::Host,
+                };
+                self.want(&key, Causes::EVENT | Causes::ASKED, now, now);
             }
             Message::Stop => {}
         }
@@ -424,6 +427,8 @@ impl Engine {
         }
         zone.failed = loaded.failed.iter().map(|failure| failure.part).collect();
         zone.reported = true;
+        // Who asked for it may have deleted it, and only the index says so.
+        let is_doubtful = zone.failed.contains(&Part::Zone) && load.causes.contains(Causes::ASKED);
         self.owners.learn(name, &loaded.vm);
         let healed = self.health.lock().silent.remove(name).is_some();
         let by_scan = load.causes.contains(Causes::SCAN) && !load.causes.contains(Causes::EVENT);
@@ -438,6 +443,9 @@ impl Engine {
         // Before the first listing nobody waits for single VMs.
         if self.listed && (healed || !by_scan || !scanned) {
             self.report_changed(loaded);
+        }
+        if is_doubtful {
+            self.want(&Key::Host, Causes::EVENT, now, now);
         }
         Verdict::Done
     }

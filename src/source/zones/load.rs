@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 use tracing::warn;
+use uuid::Uuid;
 
 use super::datasets::{self, Table};
 use super::files::{self, FileError};
@@ -23,10 +24,10 @@ use crate::vm::property::{self, Part};
 use crate::vm::state::Reading;
 
 /// What a file may have at most. Each is many times what is found in the field.
-const INDEX_LIMIT: u64 = 64 << 20;
-const XML_LIMIT: u64 = 4 << 20;
-const METADATA_LIMIT: u64 = 16 << 20;
-const JSON_LIMIT: u64 = 4 << 20;
+pub(super) const INDEX_LIMIT: u64 = 64 << 20;
+pub(super) const XML_LIMIT: u64 = 4 << 20;
+pub(super) const METADATA_LIMIT: u64 = 16 << 20;
+pub(super) const JSON_LIMIT: u64 = 4 << 20;
 
 /// Where the files of a zone store are.
 #[derive(Clone, Debug)]
@@ -98,6 +99,21 @@ impl Store {
         self.root.join("tmp/.sysinfo.json")
     }
 
+    /// The lock that whoever changes a VM takes, other tools too.
+    pub fn lock(&self, uuid: Uuid) -> PathBuf {
+        self.root.join(format!("var/run/vm.{uuid}.config.lockfile"))
+    }
+
+    /// The lock of whoever changes the list of zones.
+    pub fn index_lock(&self) -> PathBuf {
+        self.root.join("var/run/vm.index.lockfile")
+    }
+
+    /// What is being done to a VM, while it is in more than one place.
+    pub fn journal(&self, uuid: Uuid) -> PathBuf {
+        self.root.join(format!("var/run/vm.{uuid}.update.json"))
+    }
+
     /// Reads the list of zones.
     ///
     /// # Errors
@@ -117,8 +133,21 @@ impl Store {
         Ok(file.map(|(_, members)| members).unwrap_or_default())
     }
 
+    /// The volumes that the XML of a zone names.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn volumes(&self, zonename: &str) -> Result<Vec<String>, String> {
+        let file = self.read(&self.xml(zonename), XML_LIMIT, xml::parse)?;
+        let zone = file.map(|(_, zone)| zone.object).unwrap_or_default();
+        let disks = zone.get("disks").and_then(Value::as_array);
+        let paths = disks.into_iter().flatten();
+        let volumes = paths.filter_map(|disk| datasets::volume_name(disk.get("path")?.as_str()?));
+        Ok(volumes.map(str::to_owned).collect())
+    }
+
     /// Reads and converts a file: when it was changed, and what it holds. `None` if it is missing.
-    fn read<T, E: std::fmt::Display>(
+    pub(super) fn read<T, E: std::fmt::Display>(
         &self,
         path: &Path,
         limit: u64,
@@ -135,7 +164,7 @@ impl Store {
     }
 
     /// A message about a file, which is named as seen from the root.
-    fn name(&self, path: &Path, problem: &dyn std::fmt::Display) -> String {
+    pub(super) fn name(&self, path: &Path, problem: &dyn std::fmt::Display) -> String {
         let path = path.strip_prefix(&self.root).unwrap_or(path);
         format!("{}: {problem}", path.display())
     }

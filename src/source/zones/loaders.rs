@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 /// A host with more stuck threads than this has other worries; tasks then wait.
-const MAX_THREADS: usize = 64;
+const MAX_THREADS: usize = 1024;
 
 /// A thread that has been at one task for this long no longer counts as moving. Loads take
 /// some 100 µs.

@@ -4,6 +4,7 @@
 //! source, owns the commands' watchers, and passes what they announce on to the engine.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 
 use serde_json::{Value, json};
@@ -27,43 +28,65 @@ pub(super) enum News {
     Health,
 }
 
+/// Which parts the host's commands provide; the files do the others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Choice {
+    pub(super) zfs: bool,
+    pub(super) zoneadm: bool,
+}
+
+impl Choice {
+    /// Chooses by the rule of the zones source.
+    pub(super) fn make(options: &ZonesOptions) -> Choice {
+        let is_folder = |path: &str| options.root.join(path).is_dir();
+        Choice {
+            zfs: match options.datasets {
+                Provider::Files => false,
+                Provider::Commands => true,
+                Provider::Auto => {
+                    !is_folder("var/db/datasets") && zfs::available(&ZfsOptions::default())
+                }
+            },
+            zoneadm: match options.runtime {
+                Provider::Files => false,
+                Provider::Commands => true,
+                Provider::Auto => {
+                    !is_folder("var/run/zones") && zoneadm::available(&ZoneadmOptions::default())
+                }
+            },
+        }
+    }
+}
+
 /// The providers in use; `None` stands for the files, which are watched like all others.
 pub(super) struct Providers {
     zfs: Option<Zfs>,
     zoneadm: Option<Zoneadm>,
+    /// What starts and stops zones where their state is in files.
+    runtime_exec: Option<PathBuf>,
 }
 
 impl Providers {
-    /// Chooses the providers and starts them.
+    /// Starts the providers that were chosen.
     pub(super) fn start(
         options: &ZonesOptions,
+        choice: Choice,
         inbox: &Sender<Message>,
     ) -> Result<Providers, SourceError> {
         let zfs_options = ZfsOptions {
             poll: options.zfs_poll,
             ..ZfsOptions::default()
         };
-        let is_folder = |path: &str| options.root.join(path).is_dir();
-        let zfs = match options.datasets {
-            Provider::Files => false,
-            Provider::Commands => true,
-            Provider::Auto => !is_folder("var/db/datasets") && zfs::available(&zfs_options),
-        };
-        let zoneadm_options = ZoneadmOptions::default();
-        let zoneadm = match options.runtime {
-            Provider::Files => false,
-            Provider::Commands => true,
-            Provider::Auto => !is_folder("var/run/zones") && zoneadm::available(&zoneadm_options),
-        };
         Ok(Providers {
-            zfs: match zfs {
+            zfs: match choice.zfs {
                 true => Some(start_zfs(zfs_options, inbox)?),
                 false => None,
             },
-            zoneadm: match zoneadm {
-                true => Some(start_zoneadm(&zoneadm_options, inbox)?),
+            zoneadm: match choice.zoneadm {
+                true => Some(start_zoneadm(&ZoneadmOptions::default(), inbox)?),
                 false => None,
             },
+            runtime_exec: options.runtime_exec.clone(),
         })
     }
 
@@ -106,12 +129,33 @@ impl Providers {
         }
     }
 
+    /// Asks the commands for one zone, at once, and waits a moment for ZFS. That costs as much as the
+    /// VM has datasets, not as the pools have.
+    pub(super) fn refresh_zone(&self, store: &Store, entry: &Entry) {
+        if let Some(zfs) = &self.zfs {
+            // Without its XML its disks are not known, but neither does the VM have any.
+            zfs.refresh_zone(entry, &store.volumes(&entry.zonename).unwrap_or_default());
+        }
+        if let Some(zoneadm) = &self.zoneadm {
+            // It lists all zones as fast as one.
+            zoneadm.refresh();
+        }
+    }
+
     /// For `.status`.
     pub(super) fn status(&self) -> Value {
         let files = || json!({"provider": "files"});
+        let runtime = match (&self.zoneadm, &self.runtime_exec) {
+            (Some(zoneadm), _) => zoneadm.status(),
+            (None, Some(program)) => json!({"provider": "files", "exec": program}),
+            (None, None) => json!({
+                "provider": "files",
+                "boots": "nothing: start, stop, reboot and kill only record a change",
+            }),
+        };
         json!({
             "datasets": self.zfs.as_ref().map_or_else(files, Zfs::status),
-            "runtime": self.zoneadm.as_ref().map_or_else(files, Zoneadm::status),
+            "runtime": runtime,
         })
     }
 }

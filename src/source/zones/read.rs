@@ -84,6 +84,10 @@ impl Reader {
             return Answer::Same;
         }
         let coverage = self.watch.zone(name);
+        if causes.contains(Causes::ASKED) {
+            // What they find later is announced as usual, and then the zone is read once more.
+            self.providers.refresh_zone(&self.store, entry);
+        }
         let loaded = self.providers.load(&self.store, entry, sysinfo);
         Answer::Zone(Box::new(loaded), coverage)
     }

@@ -37,6 +37,8 @@ impl Causes {
     pub(super) const EVENT: Causes = Causes(4);
     /// The announced file was closed or renamed into place: what is there now is whole.
     pub(super) const WHOLE: Causes = Causes(8);
+    /// Somebody asks, so the providers are asked too.
+    pub(super) const ASKED: Causes = Causes(16);
 
     /// Whether all of `other` are among these.
     pub(super) fn contains(self, other: Causes) -> bool {

@@ -50,7 +50,7 @@ pub enum XmlError {
 
 /// How the text of an XML attribute becomes a value.
 #[derive(Clone, Copy, Debug)]
-enum Conversion {
+pub(super) enum Conversion {
     Text,
     Base64,
     Bool,
@@ -62,10 +62,10 @@ enum Conversion {
 use Conversion::{Base64, Bool, List, Mebibytes, Number, Numbers, Text};
 
 /// The name in the XML, the property, and the conversion between them.
-type Row = (&'static str, &'static str, Conversion);
+pub(super) type Row = (&'static str, &'static str, Conversion);
 
 /// XML attributes of `<zone>`. `zonepath`, `ip-type` and `debugid` are not read from here.
-const ZONE: &[Row] = &[
+pub(super) const ZONE: &[Row] = &[
     ("name", "zonename", Text),
     ("brand", "brand", Text),
     ("autoboot", "autoboot", Bool),
@@ -74,7 +74,7 @@ const ZONE: &[Row] = &[
 ];
 
 /// `<attr name="…" value="…"/>`.
-const ATTRS: &[Row] = &[
+pub(super) const ATTRS: &[Row] = &[
     ("alias", "alias", Base64),
     ("app-svc-dependent", "app_svc_dependent", Bool),
     ("archive-on-delete", "archive_on_delete", Bool),
@@ -128,7 +128,7 @@ const ATTRS: &[Row] = &[
 ];
 
 /// `<rctl name="…"><rctl-value priv="privileged" limit="…" action="deny"/></rctl>`.
-const DENYING: &[Row] = &[
+pub(super) const DENYING: &[Row] = &[
     ("zone.cpu-cap", "cpu_cap", Number),
     ("zone.max-locked-memory", "max_locked_memory", Mebibytes),
     ("zone.max-lwps", "max_lwps", Number),
@@ -141,13 +141,13 @@ const DENYING: &[Row] = &[
 ];
 
 /// The same with `action="none"`: shares and priorities deny nothing.
-const SHARING: &[Row] = &[
+pub(super) const SHARING: &[Row] = &[
     ("zone.cpu-shares", "cpu_shares", Number),
     ("zone.zfs-io-priority", "zfs_io_priority", Number),
 ];
 
 /// XML attributes of `<network>`.
-const NETWORK: &[Row] = &[
+pub(super) const NETWORK: &[Row] = &[
     ("physical", "interface", Text),
     ("mac-addr", "mac", Text),
     ("vlan-id", "vlan_id", Number),
@@ -155,7 +155,7 @@ const NETWORK: &[Row] = &[
 ];
 
 /// `<net-attr name="…" value="…"/>` in a `<network>`.
-const NIC: &[Row] = &[
+pub(super) const NIC: &[Row] = &[
     ("allow_dhcp_spoofing", "allow_dhcp_spoofing", Bool),
     ("allow_ip_spoofing", "allow_ip_spoofing", Bool),
     ("allow_mac_spoofing", "allow_mac_spoofing", Bool),
@@ -179,11 +179,11 @@ const NIC: &[Row] = &[
 ];
 
 /// XML attributes of `<device>`.
-const DEVICE: &[Row] = &[("match", "path", Text)];
+pub(super) const DEVICE: &[Row] = &[("match", "path", Text)];
 
 /// `<net-attr …/>` in a `<device>` that is a disk. `size` and `image-name` are out of date
 /// wherever they stand.
-const DISK: &[Row] = &[
+pub(super) const DISK: &[Row] = &[
     ("boot", "boot", Bool),
     ("guest-block-size", "guest_block_size", Text),
     ("image-size", "image_size", Number),
@@ -196,10 +196,10 @@ const DISK: &[Row] = &[
 ];
 
 /// `<net-attr …/>` in a `<device>` that is passed through.
-const PCI: &[Row] = &[("pci-slot", "pci_slot", Text)];
+pub(super) const PCI: &[Row] = &[("pci-slot", "pci_slot", Text)];
 
 /// XML attributes of `<filesystem>`.
-const FILESYSTEM: &[Row] = &[
+pub(super) const FILESYSTEM: &[Row] = &[
     ("special", "source", Text),
     ("raw", "raw", Text),
     ("directory", "target", Text),
@@ -223,6 +223,14 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// # Errors
 /// When the bytes are not the XML of a zone.
 pub fn parse(bytes: &[u8]) -> Result<Zone, XmlError> {
+    let document = document(bytes)?;
+    let mut zone = Zone::default();
+    zone.read(document.root_element());
+    Ok(zone)
+}
+
+/// The XML of a zone as a tree, whose root is a `<zone>` with what every zone has.
+pub(super) fn document(bytes: &[u8]) -> Result<Document<'_>, XmlError> {
     let text = std::str::from_utf8(bytes)?;
     if declares(text) {
         return Err(XmlError::Declarations);
@@ -242,9 +250,7 @@ pub fn parse(bytes: &[u8]) -> Result<Zone, XmlError> {
             return Err(XmlError::Lacks(required));
         }
     }
-    let mut zone = Zone::default();
-    zone.read(root);
-    Ok(zone)
+    Ok(document)
 }
 
 impl Zone {
@@ -274,8 +280,8 @@ impl Zone {
                 _ => {}
             }
         }
-        nics.sort_by_key(|nic| order(nic, "interface", "t"));
-        disks.sort_by_key(|disk| order(disk, "path", "disk"));
+        nics.sort_by_key(|nic| order(text_of(nic, "interface"), "t"));
+        disks.sort_by_key(|disk| order(text_of(disk, "path"), "disk"));
         self.object.insert("nics".to_owned(), nics.into());
         for (property, list) in [
             ("disks", Value::from(disks)),
@@ -404,7 +410,7 @@ impl Conversion {
         }
     }
 
-    fn wants(self) -> &'static str {
+    pub(super) fn wants(self) -> &'static str {
         match self {
             Text | List => "text",
             Base64 => "the base64 of a text",
@@ -437,7 +443,7 @@ fn find(rows: &[Row], name: &str) -> Option<Row> {
     rows.iter().find(|row| row.0 == name).copied()
 }
 
-fn elements<'a, 'input>(
+pub(super) fn elements<'a, 'input>(
     node: Node<'a, 'input>,
     name: &'static str,
 ) -> impl Iterator<Item = Node<'a, 'input>> {
@@ -445,20 +451,21 @@ fn elements<'a, 'input>(
         .filter(move |child| child.has_tag_name(name))
 }
 
-fn is_passed_through(device: Node<'_, '_>) -> bool {
+pub(super) fn is_passed_through(device: Node<'_, '_>) -> bool {
     elements(device, "net-attr").any(|net_attr| {
         net_attr.attribute("name") == Some("model")
             && net_attr.attribute("value") == Some("passthru")
     })
 }
 
-/// Where an element stands in its list: by the number after the last `before` in a member.
+fn text_of<'a>(element: &'a Object, member: &str) -> Option<&'a str> {
+    element.get(member).and_then(Value::as_str)
+}
+
+/// Where an element stands in its list: by the number after the last `before` in a text of it.
 /// Elements without one keep their order, at the end.
-fn order(element: &Object, member: &str, before: &str) -> u64 {
-    element
-        .get(member)
-        .and_then(Value::as_str)
-        .and_then(|text| text.rsplit_once(before))
+pub(super) fn order(text: Option<&str>, before: &str) -> u64 {
+    text.and_then(|text| text.rsplit_once(before))
         .and_then(|(_, number)| number.parse().ok())
         .unwrap_or(u64::MAX)
 }

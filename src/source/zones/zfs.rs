@@ -33,6 +33,7 @@ use serde_json::{Value, json};
 
 use super::command::{self, Cancel, Lifeline, Runner, lifeline};
 use super::datasets::Table;
+use super::index::Entry;
 use super::zpool_events::{Event, Parser};
 use crate::source::Via;
 
@@ -40,11 +41,15 @@ mod output;
 mod pool;
 
 pub use output::Garbage;
+pub(super) use output::table;
 use pool::Pool;
 
 /// After the events have ended, their first restart is this much later, each further one twice as
 /// much.
 const FIRST_RESTART: Duration = Duration::from_millis(500);
+
+/// How long a zone waits for its datasets to be read.
+const MOMENT: Duration = Duration::from_millis(500);
 
 /// No restart of the events is later than this.
 const LAST_RESTART: Duration = Duration::from_secs(60);
@@ -274,6 +279,47 @@ impl Zfs {
         self.shared.read_everything(via);
     }
 
+    /// Reads the datasets of one zone again, now: what is called like it in each pool, what is
+    /// mounted at its zonepath, the volumes it has (or had, by their names), and all below these.
+    /// Waits a moment for that, so that the zone is read once and not twice; a pool that fails, or
+    /// does not answer in that time, is not waited for.
+    pub(super) fn refresh_zone(&self, entry: &Entry, volumes: &[String]) {
+        let pools: Vec<(String, Arc<Pool>)> = (self.shared.pools.read().iter())
+            .map(|(name, reading)| (name.clone(), Arc::clone(&reading.pool)))
+            .collect();
+        for (name, pool) in &pools {
+            let table = pool.answer().table;
+            let own = format!("{name}/{}", entry.zonename);
+            let mounted = table.mounted_at(&entry.zonepath);
+            let is_here = |dataset: &&str| dataset.split('/').next() == Some(name.as_str());
+            let mut datasets: BTreeSet<&str> = (volumes.iter().map(String::as_str))
+                .chain(mounted)
+                .filter(is_here)
+                .collect();
+            datasets.insert(&own);
+            let disks = format!("{own}-disk");
+            datasets.extend(
+                table
+                    .starting_with(&disks)
+                    .filter(|name| !name.contains('@')),
+            );
+            // One that lies below another is read with it.
+            let is_below = |dataset: &str| {
+                datasets.iter().any(|other| {
+                    let rest = dataset.strip_prefix(other);
+                    rest.is_some_and(|rest| rest.starts_with('/'))
+                })
+            };
+            for dataset in datasets.iter().filter(|dataset| !is_below(dataset)) {
+                pool.want_dataset(dataset);
+            }
+        }
+        let until = Instant::now() + MOMENT;
+        for (_, pool) in &pools {
+            pool.wait_for_read(until.saturating_duration_since(Instant::now()));
+        }
+    }
+
     /// How the pools and the events fare, for `.status`.
     pub fn status(&self) -> Value {
         let pools: serde_json::Map<String, Value> = self
@@ -483,7 +529,7 @@ fn spawn(name: &str, job: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
 }
 
 /// The properties this `zfs` knows of those we want.
-fn known_columns(options: &ZfsOptions, cancel: &Cancel) -> Result<String, ZfsError> {
+pub(super) fn known_columns(options: &ZfsOptions, cancel: &Cancel) -> Result<String, ZfsError> {
     let zfs = Runner::new(&options.zfs, options.deadline, cancel);
     // This fails, as it must without a property, and its message is what we are after.
     let finished = zfs.run(&["get"])?;

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -244,18 +244,49 @@ impl Reader {
     fn read(&self) -> Result<Runtimes, ZoneadmError> {
         let listed = self.zoneadm.run(&["list", "-pc"])?.success()?;
         let mut runtimes = parse_list(&String::from_utf8_lossy(&listed))?;
-        match self.kstat.run(&["-p", "-c", "zone_misc"]) {
-            Ok(finished) => {
-                let kstats = finished.success()?;
-                add_kstats(&mut runtimes, &String::from_utf8_lossy(&kstats));
-            }
-            // A host without it has no such facts.
-            Err(command::Error::Start { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
-            }
-            Err(error) => return Err(error.into()),
-        }
+        ask_kstat(&mut runtimes, self.kstat.run(KSTAT))?;
         Ok(runtimes)
     }
+}
+
+const KSTAT: &[&str] = &["-p", "-c", "zone_misc"];
+
+/// Adds what `kstat` says to what `zoneadm` said.
+fn ask_kstat(
+    runtimes: &mut Runtimes,
+    answer: Result<command::Finished, command::Error>,
+) -> Result<(), ZoneadmError> {
+    match answer {
+        Ok(finished) => {
+            let kstats = finished.success()?;
+            add_kstats(runtimes, &String::from_utf8_lossy(&kstats));
+            Ok(())
+        }
+        // A host without it has no such facts.
+        Err(command::Error::Start { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Asks for one zone, now; `None` if `zoneadm` does not know it.
+pub(super) fn read_one(
+    zoneadm: &Runner,
+    kstat: &Runner,
+    deadline: Duration,
+    zonename: &str,
+) -> Result<Option<Runtime>, ZoneadmError> {
+    let until = Instant::now() + deadline;
+    let finished = zoneadm.run_within(deadline, &["-z", zonename, "list", "-p"])?;
+    let message = String::from_utf8_lossy(&finished.stderr);
+    if !finished.status.success() && message.contains("No such zone configured") {
+        return Ok(None);
+    }
+    let mut runtimes = parse_list(&String::from_utf8_lossy(&finished.success()?))?;
+    let left = until.saturating_duration_since(Instant::now());
+    ask_kstat(&mut runtimes, kstat.run_within(left, KSTAT))?;
+    Ok(runtimes.remove(zonename))
 }
 
 /// The names of zones that differ.

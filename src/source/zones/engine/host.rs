@@ -143,7 +143,8 @@ impl Engine {
                     .as_ref()
                     .is_none_or(|scan| scan.phase != Phase::Host)
                 {
-                    self.want(&key, Causes::EVENT, now, now);
+                    // Where ZFS is polled nobody knows its datasets yet.
+                    self.want(&key, Causes::EVENT | Causes::ASKED, now, now);
                 }
             }
         }

@@ -96,6 +96,24 @@ pub(super) type Rows<'a> = BTreeMap<&'a str, Vec<(&'a str, &'a str)>>;
 
 /// Reads the output of `zfs get -Hp -r -o name,property,value` for `subtree`.
 pub(super) fn parse<'a>(output: &'a [u8], subtree: &str) -> Result<Rows<'a>, Garbage> {
+    let rows = rows(output, &[subtree])?;
+    match rows.contains_key(subtree) {
+        true => Ok(rows),
+        false => Err(Garbage::Missing(subtree.to_owned())),
+    }
+}
+
+/// Reads the same output for several subtrees, of which some may not be there.
+pub(in crate::source::zones) fn table(output: &[u8], subtrees: &[&str]) -> Result<Table, Garbage> {
+    let mut table = Table::default();
+    for (name, row) in rows(output, subtrees)? {
+        let owned = |(property, value): (&str, &str)| (property.to_owned(), value.to_owned());
+        table.replace(name, row.into_iter().map(owned).collect());
+    }
+    Ok(table)
+}
+
+fn rows<'a>(output: &'a [u8], subtrees: &[&str]) -> Result<Rows<'a>, Garbage> {
     let text =
         std::str::from_utf8(output).map_err(|error| Garbage::NotText(error.valid_up_to()))?;
     if !text.is_empty() && !text.ends_with('\n') {
@@ -112,11 +130,11 @@ pub(super) fn parse<'a>(output: &'a [u8], subtree: &str) -> Result<Rows<'a>, Gar
                 fields: line.split('\t').count(),
             });
         };
-        if !is_in(name, subtree) {
+        if !subtrees.iter().any(|subtree| is_in(name, subtree)) {
             return Err(Garbage::Stranger {
                 line: number + 1,
                 name: name.to_owned(),
-                asked: subtree.to_owned(),
+                asked: subtrees.join(" "),
             });
         }
         if name.contains('#') {
@@ -125,9 +143,6 @@ pub(super) fn parse<'a>(output: &'a [u8], subtree: &str) -> Result<Rows<'a>, Gar
         }
         let row = rows.entry(name).or_default();
         row.extend(worth_keeping(name, property, value).map(|value| (property, value)));
-    }
-    if !rows.contains_key(subtree) {
-        return Err(Garbage::Missing(subtree.to_owned()));
     }
     Ok(rows)
 }

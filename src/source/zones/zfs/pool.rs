@@ -35,6 +35,8 @@ pub(super) struct Pool {
 struct Wanted {
     everything: Option<Via>,
     subtrees: BTreeSet<String>,
+    /// How often anything was asked for.
+    asked: u64,
     ended: bool,
 }
 
@@ -45,6 +47,8 @@ struct View {
     failing: Option<String>,
     reads: u64,
     last_read: Duration,
+    /// What was asked for up to this number has been read, or could not be.
+    caught_up: u64,
 }
 
 /// The table, and why it may be old.
@@ -105,9 +109,22 @@ impl Pool {
         self.wake.notify_one();
     }
 
+    /// Waits until what was asked for before has been read, but not for a pool that fails.
+    pub(super) fn wait_for_read(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        let asked = self.wanted.lock().asked;
+        let mut view = self.view.lock();
+        while view.caught_up < asked && view.failing.is_none() {
+            if self.answered.wait_until(&mut view, until).timed_out() {
+                return;
+            }
+        }
+    }
+
     /// Asks to read what an event has named.
     pub(super) fn want_dataset(&self, name: &str) {
         let mut wanted = self.wanted.lock();
+        wanted.asked += 1;
         wanted.subtrees.insert(subtree_of(name).to_owned());
         if wanted.subtrees.len() > MOST_SUBTREES {
             wanted.subtrees.clear();
@@ -176,6 +193,8 @@ impl Pool {
             if let Some(via) = wanted.everything.take() {
                 return Some(Work::Everything(via));
             }
+            self.view.lock().caught_up = wanted.asked;
+            self.answered.notify_all();
             let followed = shared.following.load(Ordering::Acquire);
             if followed && self.view.lock().failing.is_none() {
                 self.wake.wait(&mut wanted);

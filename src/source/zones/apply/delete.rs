@@ -1,0 +1,190 @@
+//! The end of a VM: its line in the index first, so that it is gone at once and wholly; then what it
+//! had.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::datasets::{Operation, Step, belongs, disks, volume};
+use super::journal::Journal;
+use super::runtime::Manner;
+use super::session::{Session, left};
+use super::{Applier, Progress, failed, index, place, verbs};
+use crate::source::{Failed, FailedKind};
+
+/// Deletes the VM.
+pub(super) fn delete(session: &mut Session<'_>) -> Result<(), Failed> {
+    for (member, held) in [
+        ("indestructible_zoneroot", "its root dataset"),
+        ("indestructible_delegated", "its delegated dataset"),
+    ] {
+        if session.vm().get(member) == Some(&Value::Bool(true)) {
+            let reason = format!("{held} is indestructible; set {member} to false first");
+            return Err(failed(FailedKind::Source, &reason));
+        }
+    }
+    check_root(session)?;
+    let mut before = Vec::new();
+    if verbs::is_running(session) {
+        verbs::stop(session, Manner::Forced)?;
+        before.push("stop".to_owned());
+    }
+    let applier = session.applier;
+    let zonename = session.entry().zonename.clone();
+    let remains = Remains::of(session);
+    let mut progress = Progress::new(applier);
+    progress.applied = before;
+    let journal = Journal::begin(applier, session.uuid, remains.journal("delete"))?;
+    let removed = progress.step("the line in the index", || {
+        index::remove(applier, &zonename, session.deadline)
+    });
+    if let Err(error) = removed {
+        // Nothing has been removed.
+        journal.end()?;
+        return Err(error);
+    }
+    // What fails now is left to the journal: it is finished at the next start.
+    applier.roots.lock().remove(&zonename);
+    let removed = remains.remove(applier, session.deadline, &mut progress);
+    removed.map_err(|error| Failed {
+        reason: format!(
+            "{}; the VM is gone, and what is left of it is removed when the daemon starts again",
+            error.reason
+        ),
+        ..error
+    })?;
+    journal.end()
+}
+
+/// Whether the root dataset can be destroyed: nothing but this zone may be in it.
+fn check_root(session: &Session<'_>) -> Result<(), Failed> {
+    let (Some(_), Some(root)) = (&session.applier.zfs, session.text("zfs_filesystem")) else {
+        return Ok(());
+    };
+    let zonepath = &session.entry().zonepath;
+    let refuse = |problem: &str| {
+        let reason = format!("{root}: {problem}, so it is not destroyed; repair etc/zones/index");
+        Err(failed(FailedKind::Source, &reason))
+    };
+    if !root.contains('/') || zonepath == "/" {
+        return refuse("is the whole of a pool, or of the host");
+    }
+    let index = session.applier.store.read_index();
+    let index = index.map_err(|reason| failed(FailedKind::Source, &reason))?;
+    let below = format!("{}/", zonepath.trim_end_matches('/'));
+    let other = index.entries.iter().find(|other| {
+        other.uuid != session.uuid
+            && (other.zonepath == *zonepath || other.zonepath.starts_with(&below))
+    });
+    match other {
+        Some(other) => refuse(&format!("the zone {} lies in it too", other.zonename)),
+        None => Ok(()),
+    }
+}
+
+/// What a zone consists of besides its line in the index.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Remains {
+    pub(super) zonename: String,
+    /// Real datasets and snapshots.
+    pub(super) datasets: Vec<String>,
+    /// Files, below the root.
+    pub(super) files: Vec<String>,
+    /// Folders, below the root, that are removed if they are empty.
+    pub(super) folders: Vec<String>,
+}
+
+impl Remains {
+    /// The files that every zone may have. With real ZFS no dataset is among them yet.
+    pub(super) fn files_of(zonename: &str) -> Remains {
+        let config = format!("zones/{zonename}/config");
+        Remains {
+            zonename: zonename.to_owned(),
+            datasets: Vec::new(),
+            files: vec![
+                format!("etc/zones/{zonename}.xml"),
+                format!("{config}/metadata.json"),
+                format!("{config}/tags.json"),
+                format!("{config}/routes.json"),
+                format!("zones/{zonename}/lastexited"),
+                format!("var/run/zones/{zonename}.json"),
+                format!("var/db/datasets/{zonename}.json"),
+            ],
+            folders: vec![config, format!("zones/{zonename}")],
+        }
+    }
+
+    fn of(session: &Session<'_>) -> Remains {
+        let mut remains = Remains::files_of(&session.entry().zonename);
+        if session.applier.zfs.is_some() {
+            let volumes = disks(session.vm()).filter_map(volume);
+            let root = session.text("zfs_filesystem");
+            // Only what is this VM's by its name or its mountpoint, and what is below that once.
+            let mut datasets: Vec<&str> = volumes
+                .filter(|volume| belongs(volume, session.vm()))
+                .chain(root)
+                .filter(|dataset| session.table().get(dataset).is_some())
+                .collect();
+            if let Some(root) = root {
+                let below = format!("{root}/");
+                datasets.retain(|dataset| !dataset.starts_with(&below));
+            }
+            remains.datasets = datasets.into_iter().map(str::to_owned).collect();
+        }
+        remains
+    }
+
+    pub(super) fn journal(&self, operation: &str) -> Value {
+        json!({
+            "operation": operation,
+            "zonename": self.zonename,
+            "datasets": self.datasets,
+            "files": self.files,
+            "folders": self.folders,
+        })
+    }
+
+    /// Removes it all. Goes on after a failure, of which it tells the first.
+    pub(super) fn remove(
+        &self,
+        applier: &Applier,
+        deadline: Instant,
+        progress: &mut Progress<'_>,
+    ) -> Result<(), Failed> {
+        let root = applier.store.root();
+        let mut result = Ok(());
+        let mut keep_first = |done: Result<(), Failed>| {
+            if let Err(error) = done
+                && result.is_ok()
+            {
+                result = Err(error);
+            }
+        };
+        for file in &self.files {
+            let remove = || Ok(place::remove(&root.join(file))?);
+            keep_first(progress.step(file, remove));
+        }
+        if let Some(zfs) = applier.commands(deadline) {
+            for dataset in &self.datasets {
+                let step = Step::new("", dataset, Operation::Destroy);
+                let destroy = || match zfs.exists(dataset)? {
+                    true => zfs.apply(&step),
+                    false => Ok(()),
+                };
+                if left(deadline).is_zero() {
+                    let reason = format!("{dataset}: not destroyed in time");
+                    keep_first(Err(failed(FailedKind::Source, &reason)));
+                } else {
+                    keep_first(progress.step(dataset, destroy));
+                }
+            }
+        }
+        for folder in &self.folders {
+            keep_first(place::remove_empty(&root.join(folder)).map_err(Failed::from));
+        }
+        result.map_err(|error| Failed {
+            applied: progress.applied.clone(),
+            ..error
+        })
+    }
+}

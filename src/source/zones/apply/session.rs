@@ -1,0 +1,258 @@
+//! A VM whose lock is held: how it is read afresh, and who does things to its datasets.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::datasets::Step;
+use super::lock::Lock;
+use super::zfs::Commands;
+use super::{Applier, Progress, Runtimes, failed, place, records};
+use crate::source::zones::command::Runner;
+use crate::source::zones::datasets::{self, Table};
+use crate::source::zones::index::Entry;
+use crate::source::zones::load::{self, DatasetsOf, JSON_LIMIT, RuntimeOf, XML_LIMIT};
+use crate::source::zones::{config, files, zoneadm};
+use crate::source::{Failed, FailedKind};
+use crate::vm::Object;
+
+/// How long taking back what was done may take when the time of the change is over.
+pub(super) const UNDO: Duration = Duration::from_secs(5);
+
+/// One change of one VM, from the taking of its lock to its release.
+pub(super) struct Session<'a> {
+    pub(super) applier: &'a Applier,
+    pub(super) uuid: Uuid,
+    pub(super) deadline: Instant,
+    reading: Reading,
+    // Released last.
+    _lock: Lock,
+}
+
+/// A VM as it was read, and what its datasets are made of.
+struct Reading {
+    entry: Entry,
+    vm: Object,
+    table: Table,
+}
+
+impl Applier {
+    /// The line of a VM in the index.
+    pub(super) fn entry(&self, uuid: Uuid) -> Result<Entry, Failed> {
+        let zones = self
+            .listed
+            .zones(&self.store.index(), || self.store.read_index())
+            .map_err(|reason| failed(FailedKind::Source, &reason))?;
+        if let Some(entry) = zones.entry(&uuid) {
+            return Ok(entry.clone());
+        }
+        match &zones.broken {
+            None => Err(failed(
+                FailedKind::Gone,
+                &format!("{uuid}: no such VM in etc/zones/index"),
+            )),
+            Some(reason) => {
+                let reason = format!("etc/zones/index: {reason}; repair it, then try again");
+                Err(failed(FailedKind::Source, &reason))
+            }
+        }
+    }
+
+    fn read(&self, uuid: Uuid, deadline: Instant) -> Result<Reading, Failed> {
+        let entry = self.entry(uuid)?;
+        let sysinfo = self.store.read_sysinfo();
+        let table = match self.commands(deadline) {
+            None => self.read_records(&entry.zonename).and_then(|records| {
+                datasets::table(records.unwrap_or_default()).map_err(|error| {
+                    self.store
+                        .name(&self.store.datasets(&entry.zonename), &error)
+                })
+            }),
+            Some(zfs) => self.store.volumes(&entry.zonename).and_then(|volumes| {
+                let root = self.roots.lock().get(&entry.zonename).cloned();
+                zfs.read(&entry.zonename, &entry.zonepath, &volumes, root)
+            }),
+        };
+        let datasets = DatasetsOf::Zfs(table.as_ref().map_err(Clone::clone));
+        let loaded = load::load(
+            &self.store,
+            &entry,
+            datasets,
+            self.read_runtime(&entry.zonename, deadline),
+            &sysinfo,
+        );
+        match (loaded.failed.as_slice(), table) {
+            ([], Ok(table)) => {
+                if let Some(root) = table.mounted_at(&entry.zonepath) {
+                    let root = root.to_owned();
+                    self.roots.lock().insert(entry.zonename.clone(), root);
+                }
+                Ok(Reading {
+                    entry,
+                    vm: loaded.vm.object(),
+                    table,
+                })
+            }
+            (failures, _) => {
+                let reasons: Vec<&str> = (failures.iter())
+                    .map(|failure| failure.reason.as_str())
+                    .collect();
+                let reason = format!("{uuid} cannot be read: {}", reasons.join("; "));
+                Err(failed(FailedKind::Source, &reason))
+            }
+        }
+    }
+
+    /// The file provider's datasets of a zone, as they stand in its file.
+    pub(super) fn read_records(&self, zonename: &str) -> Result<Option<Object>, String> {
+        let path = self.store.datasets(zonename);
+        let file = self.store.read(&path, JSON_LIMIT, config::object)?;
+        Ok(file.map(|(_, records)| records))
+    }
+
+    fn read_runtime(&self, zonename: &str, deadline: Instant) -> RuntimeOf {
+        let Runtimes::Zoneadm(options) = &self.runtime else {
+            return RuntimeOf::Files;
+        };
+        let zoneadm = Runner::new(&options.zoneadm, options.deadline, &self.cancel);
+        let kstat = Runner::new(&options.kstat, options.deadline, &self.cancel);
+        let left = left(deadline);
+        let answer = zoneadm::read_one(&zoneadm, &kstat, left, zonename);
+        RuntimeOf::Zoneadm(answer.map_err(|error| error.to_string()))
+    }
+
+    /// The commands of ZFS for one change; `None` with the file provider.
+    pub(super) fn commands(&self, deadline: Instant) -> Option<Commands<'_>> {
+        let zfs = self.zfs.as_ref()?;
+        Some(zfs.commands(&self.cancel, deadline))
+    }
+
+    /// Does these steps to the datasets of a zone; a file that records them has still to be synced. When one fails, those before it are taken back, as
+    /// far as that can be done; what could not be taken back is in the error.
+    pub(super) fn change_datasets(
+        &self,
+        zonename: &str,
+        steps: &[Step],
+        table: &Table,
+        deadline: Instant,
+        progress: &mut Progress<'_>,
+    ) -> Result<(), Failed> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let Some(zfs) = self.commands(deadline) else {
+            let draft = self.draft_records(zonename, steps)?;
+            let mut labels = steps.iter().map(|step| step.label.as_str());
+            let first = labels.next().unwrap_or("datasets");
+            progress.place(first, draft)?;
+            progress.applied.extend(labels.map(str::to_owned));
+            progress.applied.dedup();
+            return Ok(());
+        };
+        let before = progress.applied.len();
+        for (number, step) in steps.iter().enumerate() {
+            let Err(mut error) = progress.step(&step.label, || zfs.apply(step)) else {
+                continue;
+            };
+            let mut stayed: Vec<String> = Vec::new();
+            // Other commands: one that was killed keeps its own from being started again.
+            let undoing = self.commands(deadline.max(Instant::now() + UNDO));
+            let zfs = undoing.as_ref().unwrap_or(&zfs);
+            for done in steps[..number].iter().rev() {
+                let undone = done
+                    .undo(table)
+                    .is_some_and(|undo| zfs.apply(&undo).is_ok());
+                if !undone && !stayed.contains(&done.label) {
+                    stayed.insert(0, done.label.clone());
+                }
+            }
+            progress.applied.truncate(before);
+            progress.applied.extend(stayed);
+            error.applied.clone_from(&progress.applied);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// The next content of the file provider's file, on disk beside it.
+    pub(super) fn draft_records(
+        &self,
+        zonename: &str,
+        steps: &[Step],
+    ) -> Result<place::Draft, Failed> {
+        let records = self.read_records(zonename);
+        let records = records.map_err(|reason| failed(FailedKind::Source, &reason))?;
+        let mut records = records.unwrap_or_default();
+        for step in steps {
+            records::apply(&mut records, step, now())?;
+        }
+        let path = self.store.datasets(zonename);
+        Ok(place::Draft::write(&path, &pretty(records), 0o644)?)
+    }
+}
+
+impl<'a> Session<'a> {
+    /// Reads the VM under its lock.
+    pub(super) fn open(
+        applier: &'a Applier,
+        uuid: Uuid,
+        lock: Lock,
+        deadline: Instant,
+    ) -> Result<Session<'a>, Failed> {
+        Ok(Session {
+            applier,
+            uuid,
+            deadline,
+            reading: applier.read(uuid, deadline)?,
+            _lock: lock,
+        })
+    }
+
+    pub(super) fn vm(&self) -> &Object {
+        &self.reading.vm
+    }
+
+    pub(super) fn entry(&self) -> &Entry {
+        &self.reading.entry
+    }
+
+    pub(super) fn table(&self) -> &Table {
+        &self.reading.table
+    }
+
+    pub(super) fn read(&mut self) -> Result<(), Failed> {
+        self.reading = self.applier.read(self.uuid, self.deadline)?;
+        Ok(())
+    }
+
+    /// A member that is text.
+    pub(super) fn text(&self, member: &str) -> Option<&str> {
+        self.vm().get(member).and_then(Value::as_str)
+    }
+
+    /// The bytes of its XML.
+    pub(super) fn xml(&self) -> Result<Vec<u8>, Failed> {
+        let path = self.applier.store.xml(&self.entry().zonename);
+        let contents = files::read(&path, XML_LIMIT);
+        let contents = contents
+            .map_err(|error| failed(FailedKind::Source, &self.applier.store.name(&path, &error)))?;
+        Ok(contents.bytes)
+    }
+}
+
+/// What is left of a change's time.
+pub(super) fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+/// A file of JSON, as people like to read it.
+pub(super) fn pretty(object: Object) -> Vec<u8> {
+    format!("{:#}\n", Value::Object(object)).into_bytes()
+}
