@@ -3,10 +3,12 @@
 //! Everything is read through the filesystem, so the tools need no protocol, no port and no rights
 //! of their own: who may read a file may use the command that reads it. This module finds the
 //! mount, reads its documents and says in one line what is wrong when that fails. [`stream`]
-//! follows the events and [`wait`] waits on them. Pure are [`event`] and [`status`], which turn
-//! what was read into text, and [`expression`], the language of `k=v` filters.
+//! follows the events and [`wait`] waits on them, [`select`] reads many VMs, and [`change`] writes:
+//! the only one that does. Pure are [`event`], [`status`], [`list`] and [`lookup`], which turn what
+//! was read into text, [`path`], [`expression`] and [`fields`], the language of `k=v` filters, and
+//! [`validate`]. [`input`] reads payloads, [`output`] prints, [`usage`] answers wrong usage.
 //!
-//! It never sees the cache, a source, or a daemon's memory, and it changes nothing.
+//! It never sees the cache, a source, or a daemon's memory.
 
 use std::convert::Infallible;
 use std::env;
@@ -21,10 +23,20 @@ use uuid::Uuid;
 
 use crate::vm::Object;
 
+pub mod change;
 pub mod event;
 pub mod expression;
+pub mod fields;
+pub mod input;
+pub mod list;
+pub mod lookup;
+pub mod output;
+pub mod path;
+pub mod select;
 pub mod status;
 pub mod stream;
+pub mod usage;
+pub mod validate;
 pub mod wait;
 
 /// Where a host's VMs are mounted unless somebody says otherwise.
@@ -116,6 +128,40 @@ pub enum Error {
         /// The system's error.
         error: io::Error,
     },
+    /// No VM has that uuid or zonename. The words are those of SmartOS's zoneadm, which scripts
+    /// around `vmadm` look for.
+    #[error("zoneadm: {0}: No such zone configured")]
+    NoSuchZone(String),
+    /// The mount is one that only shows.
+    #[error(
+        "{}: VMs cannot be changed through this mount; say with --mount or {MOUNT_VARIABLE} where \
+         the writable one is",
+        mount.display()
+    )]
+    ReadOnly {
+        /// The mount.
+        mount: PathBuf,
+    },
+    /// A change was refused or failed, in vminfod's own words.
+    #[error("{0}")]
+    Refused(String),
+    /// A change failed, and vminfod has not recorded why.
+    #[error("{}: {error}", file.display())]
+    Write {
+        /// The file that was written.
+        file: PathBuf,
+        /// The system's error.
+        error: io::Error,
+    },
+    /// A filter, column or sort field is none.
+    #[error(transparent)]
+    Key(#[from] fields::BadKey),
+    /// A lookup has no result.
+    #[error(transparent)]
+    Lookup(#[from] lookup::LookupError),
+    /// There is no payload.
+    #[error(transparent)]
+    Input(#[from] input::InputError),
     /// What was found could not be written out.
     #[error("standard output: {0}")]
     Output(#[source] io::Error),

@@ -1,7 +1,9 @@
 //! `vminfo`: what vminfod knows, on the command line. Parses arguments, asks the mounted tree, maps
 //! the result to an exit code; the work is done in [`vminfod::client`].
 
-use std::io::{self, BufWriter, Write};
+use std::env;
+use std::ffi::OsString;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -10,9 +12,10 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::Value;
 use vminfod::client::event::Format;
+use vminfod::client::output::{print, print_json};
 use vminfod::client::stream::{Shown, Start};
 use vminfod::client::wait::{Condition, Outcome, Term, wait};
-use vminfod::client::{Error, Mount, VmName, status};
+use vminfod::client::{Error, Mount, VmName, status, usage};
 
 const ABOUT_ALL: &str = "\
 Shows what vminfod knows about the VMs of this host.
@@ -201,7 +204,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     match arguments.command {
         Command::Ping => {
             mount.status()?;
-            print(b"pong\n")?;
+            print("pong\n")?;
         }
         Command::Status { json, full } => {
             let mut document = mount.status()?;
@@ -211,7 +214,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Error> {
             if json {
                 print_json(&Value::Object(document))?;
             } else {
-                print(status::text(&document).as_bytes())?;
+                print(&status::text(&document))?;
             }
         }
         Command::Vms => {
@@ -235,15 +238,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Error> {
                 (false, false) => Format::Short,
             };
             let start = since.map_or(Start::Now, Start::After);
-            let mut stream = mount.follow(start, name.clone())?;
-            // The past may well be of a VM that is gone.
-            if let (Start::Now, Some(name)) = (start, name)
-                && !name.is_uuid()
-                && mount.vm(&name)?.is_none()
-            {
-                return Err(Error::VmNotFound(name.to_string()));
-            }
-            stream.print(&mut io::stdout(), Shown { format, ready })?;
+            mount.print_events(start, name, Shown { format, ready }, &mut io::stdout())?;
         }
         Command::Wait {
             name,
@@ -280,35 +275,19 @@ fn say_usage(error: &clap::Error) -> ExitCode {
     if asked_for {
         return say(&text, ExitCode::SUCCESS);
     }
-    let mut command = Arguments::command();
-    command.build();
-    let subcommand = subcommand_meant();
-    let code = match subcommand.as_deref() {
+    let arguments: Vec<OsString> = env::args_os().collect();
+    let answer = usage::answer(error, &Arguments::command(), &arguments);
+    let code = match answer.subcommand.as_deref() {
         Some("wait") => ExitCode::from(WAIT_FAILED),
         _ => ExitCode::FAILURE,
     };
-    // clap leaves the usage out when only a value is wrong.
-    if text.contains("Usage:") {
-        return say(&text, code);
-    }
-    let meant = subcommand.and_then(|name| command.find_subcommand_mut(name));
-    let usage = match meant {
-        Some(subcommand) => subcommand.render_usage(),
-        None => command.render_usage(),
-    };
-    say(&format!("{text}\n{usage}\n"), code)
+    say(&answer.text, code)
 }
 
 fn say(text: &str, code: ExitCode) -> ExitCode {
     // Nothing can be said about an output that does not take it.
-    let _ = print(text.as_bytes());
+    let _ = print(text);
     code
-}
-
-/// The subcommand among arguments that could not be understood, as far as there is one.
-fn subcommand_meant() -> Option<String> {
-    let lenient = Arguments::command().ignore_errors(true).try_get_matches();
-    lenient.ok()?.subcommand_name().map(str::to_owned)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -319,21 +298,4 @@ fn seconds(text: &str) -> Result<Duration, String> {
         return Err("a wait cannot end before it begins".to_owned());
     }
     Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
-}
-
-/// Two spaces a level, as every tool of SmartOS prints its JSON.
-fn print_json(value: &Value) -> Result<(), Error> {
-    let mut out = BufWriter::new(io::stdout().lock());
-    serde_json::to_writer_pretty(&mut out, value)
-        .map_err(io::Error::from)
-        .and_then(|()| out.write_all(b"\n"))
-        .and_then(|()| out.flush())
-        .map_err(Error::Output)
-}
-
-fn print(text: &[u8]) -> Result<(), Error> {
-    let mut out = io::stdout().lock();
-    out.write_all(text)
-        .and_then(|()| out.flush())
-        .map_err(Error::Output)
 }

@@ -1,35 +1,24 @@
 //! Expressions about a VM, as the tools take them: `state=running`, `alias!=web`,
 //! `nics.*.ip=~^10\.`. Pure.
 //!
-//! The left side is a path as events print it (`prettyPath`): members joined by `.`, a number for
-//! an element of a list, `*` for all of them, and brackets around a name that itself holds a dot
-//! or bracket (`customer_metadata[user.script]`). The right side is compared with the value's
-//! text: strings raw, all else as JSON. A property that is missing or null has an empty text, as
-//! it has no file. Of several values that a `*` finds, one is enough for `=` and `=~`; `!=` is
-//! always the opposite of `=`. A regex ignores case and may match anywhere in the text.
+//! The left side is a [`Path`]. The right side is compared with the value's text: strings raw, all
+//! else as JSON. A property that is missing or null has an empty text, as it has no file. Of several
+//! values that a `*` finds, one is enough for `=` and `=~`; `!=` is always the opposite of `=`. A
+//! regex ignores case and may match anywhere in the text.
 
 use std::str::FromStr;
 
 use regex::{Regex, RegexBuilder};
-use serde_json::Value;
 
+use super::path::{NoPath, Path};
 use super::raw_text;
 use crate::vm::Object;
 
 /// One expression; whether it holds depends on the VM.
 #[derive(Clone, Debug)]
 pub struct Expression {
-    path: Vec<Part>,
+    path: Path,
     test: Test,
-}
-
-/// One step from a value into what it holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
-    /// A member of an object, or the number of an element of a list.
-    Name(String),
-    /// Every element or member.
-    Any,
 }
 
 #[derive(Clone, Debug)]
@@ -46,13 +35,8 @@ pub enum ExpressionError {
     #[error("{0:?} compares nothing; write property=value, property!=value or property=~regex")]
     NoOperator(String),
     /// The left side is no path.
-    #[error("{path:?} names no property: {problem}")]
-    Path {
-        /// The left side.
-        path: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
+    #[error(transparent)]
+    Path(#[from] NoPath),
     /// The right side of `=~` is no regex.
     #[error("{regex:?} is no regular expression: {problem}")]
     Regex {
@@ -74,61 +58,23 @@ impl Expression {
         }
     }
 
+    /// The left side.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The texts of all values that the path leads to; one empty text if there is none.
     fn texts(&self, vm: &Object) -> Vec<String> {
-        let mut found = Vec::new();
-        if let Some((first, rest)) = self.path.split_first() {
-            match first {
-                Part::Name(name) => vm
-                    .get(name)
-                    .into_iter()
-                    .for_each(|value| collect(value, rest, &mut found)),
-                Part::Any => vm
-                    .values()
-                    .for_each(|value| collect(value, rest, &mut found)),
-            }
-        }
+        let values = self.path.values(vm);
+        let mut found: Vec<String> = values
+            .into_iter()
+            .filter(|value| !value.is_null())
+            .map(raw_text)
+            .collect();
         if found.is_empty() {
             found.push(String::new());
         }
         found
-    }
-}
-
-fn collect(value: &Value, path: &[Part], found: &mut Vec<String>) {
-    let Some((first, rest)) = path.split_first() else {
-        if !value.is_null() {
-            found.push(raw_text(value));
-        }
-        return;
-    };
-    match (first, value) {
-        (Part::Any, Value::Array(elements)) => {
-            elements
-                .iter()
-                .for_each(|element| collect(element, rest, found));
-        }
-        (Part::Any, Value::Object(members)) => {
-            members
-                .values()
-                .for_each(|member| collect(member, rest, found));
-        }
-        (Part::Name(name), Value::Array(elements)) => {
-            let element = name
-                .parse()
-                .ok()
-                .and_then(|index: usize| elements.get(index));
-            element
-                .into_iter()
-                .for_each(|element| collect(element, rest, found));
-        }
-        (Part::Name(name), Value::Object(members)) => {
-            let member = members.get(name);
-            member
-                .into_iter()
-                .for_each(|member| collect(member, rest, found));
-        }
-        _ => {}
     }
 }
 
@@ -148,7 +94,7 @@ impl FromStr for Expression {
             (left, Test::Is(right.to_owned()))
         };
         Ok(Expression {
-            path: parse_path(path)?,
+            path: path.parse()?,
             test,
         })
     }
@@ -187,63 +133,10 @@ fn parse_regex(text: &str) -> Result<Regex, ExpressionError> {
         })
 }
 
-fn parse_path(text: &str) -> Result<Vec<Part>, ExpressionError> {
-    let wrong = |problem| ExpressionError::Path {
-        path: text.to_owned(),
-        problem,
-    };
-    let mut parts = Vec::new();
-    let mut rest = text;
-    loop {
-        if let Some(bracketed) = rest.strip_prefix('[') {
-            let (name, after) =
-                bracketed_name(bracketed).ok_or_else(|| wrong("a bracket is not closed"))?;
-            parts.push(Part::Name(name));
-            rest = after;
-        } else {
-            let end = rest.find(['.', '[', ']']).unwrap_or(rest.len());
-            parts.push(match &rest[..end] {
-                "" => return Err(wrong("a part of it is empty")),
-                "*" => Part::Any,
-                name => Part::Name(name.to_owned()),
-            });
-            rest = &rest[end..];
-        }
-        match rest.chars().next() {
-            None => return Ok(parts),
-            Some('.') => rest = &rest[1..],
-            Some('[') => {}
-            Some(_) => {
-                return Err(wrong(
-                    "a bracket is closed that was not opened, or text follows it",
-                ));
-            }
-        }
-    }
-}
-
-/// The name up to the closing bracket, and what follows that. A bracket within the name has a
-/// backslash before it.
-fn bracketed_name(text: &str) -> Option<(String, &str)> {
-    let mut name = String::new();
-    let mut chars = text.char_indices().peekable();
-    while let Some((position, c)) = chars.next() {
-        match c {
-            ']' => return Some((name, &text[position + 1..])),
-            '\\' => match chars.next_if(|(_, next)| matches!(next, '[' | ']')) {
-                Some((_, bracket)) => name.push(bracket),
-                None => name.push('\\'),
-            },
-            other => name.push(other),
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 

@@ -91,6 +91,28 @@ impl Mount {
         }
     }
 
+    /// Prints events to `out` until its reader goes away. A VM that is named by its zonename has
+    /// to exist, unless the past is asked for: it may well be of a VM that is gone.
+    ///
+    /// # Errors
+    /// When there is no such VM, the stream ends or breaks, or `out` cannot be written.
+    pub fn print_events<W: Write + AsFd>(
+        &self,
+        start: Start,
+        only: Option<VmName>,
+        shown: Shown,
+        out: &mut W,
+    ) -> Result<(), Error> {
+        let mut stream = self.follow(start, only.clone())?;
+        if let (Start::Now, Some(name)) = (start, only)
+            && !name.is_uuid()
+            && self.vm(&name)?.is_none()
+        {
+            return Err(Error::VmNotFound(name.to_string()));
+        }
+        stream.print(out, shown)
+    }
+
     /// The VM's own stream spares the daemon and us the events of all others. Only a VM that has
     /// its directory now has one for certain; it may vanish while we look, which is no error.
     fn follow_one(&self, only: Option<&VmName>) -> Result<Option<Stream>, Error> {
