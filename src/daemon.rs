@@ -23,7 +23,8 @@ use crate::cache::Cache;
 use crate::fs::mountpoint::{self, MountError};
 use crate::fs::{Mount, MountOptions, Numbers};
 use crate::ingest::{self, Health};
-use crate::source::{Source, SourceError};
+use crate::mutation::{Changes, Mutations, Timeouts};
+use crate::source::{Apply, Source, SourceError};
 
 /// How many stale VMs the status document names; it counts all of them.
 const NAMED: usize = 256;
@@ -37,6 +38,8 @@ pub struct Options {
     pub mount: MountOptions,
     /// How many bytes of events are kept.
     pub history: usize,
+    /// How long a write waits for its confirmation.
+    pub timeouts: Timeouts,
 }
 
 /// Why the daemon cannot start.
@@ -67,7 +70,12 @@ enum End {
 ///
 /// # Errors
 /// When it cannot start; nothing is left mounted then.
-pub fn run(source: Arc<dyn Source>, options: &Options, ready: impl FnOnce()) -> Result<(), Error> {
+pub fn run(
+    source: Arc<dyn Source>,
+    apply: Arc<dyn Apply>,
+    options: &Options,
+    ready: impl FnOnce(),
+) -> Result<(), Error> {
     let began = (Instant::now(), SystemTime::now());
     let path = mountpoint::prepare(&options.mountpoint)?;
     let (ends, ended) = mpsc::channel();
@@ -79,11 +87,21 @@ pub fn run(source: Arc<dyn Source>, options: &Options, ready: impl FnOnce()) -> 
 
     let (cache, writer) = Cache::new(options.history);
     let health = Arc::new(Mutex::new(Health::default()));
+    // Before anything is read: what a killed daemon left half done is ended or taken back first.
+    let cuts = apply.recover();
+    for cut in &cuts {
+        warn!(vm = %cut.uuid, reason = cut.reason, "a change was cut off when the daemon was killed");
+    }
+    let mutations = Mutations::new(cache.clone(), source.clone(), apply, options.timeouts);
     let (reports, reported) = mpsc::channel();
     source.start(reports)?;
     let ingest = thread::Builder::new().name("ingest".into()).spawn({
-        let health = health.clone();
-        move || ingest::run(writer, reported, health)
+        let (health, mutations) = (health.clone(), mutations.clone());
+        move || {
+            ingest::run(writer, reported, health, &move |uuid, old, new| {
+                mutations.txn(uuid, old, new)
+            });
+        }
     })?;
     while !health.lock().ready {
         if let Ok(End::Signal(signal)) = ended.try_recv() {
@@ -100,6 +118,7 @@ pub fn run(source: Arc<dyn Source>, options: &Options, ready: impl FnOnce()) -> 
         );
     }
 
+    mutations.shown(&cache.now());
     let numbers = Arc::new(OnceLock::new());
     let status = Status {
         began,
@@ -108,9 +127,13 @@ pub fn run(source: Arc<dyn Source>, options: &Options, ready: impl FnOnce()) -> 
         source,
         numbers: numbers.clone(),
     };
-    let mount = Mount::new(cache.clone(), &path, &options.mount, move || {
+    let changes = Arc::new(mutations);
+    let mount = Mount::new(cache.clone(), &path, &options.mount, changes, move || {
         status.document()
     })?;
+    for cut in &cuts {
+        mount.report_cut(cut.uuid, &cut.reason);
+    }
     // Set once; nobody else sets it.
     let _ = numbers.set(mount.numbers());
     let device = mount.device();
@@ -252,6 +275,8 @@ impl Status {
             "mount": {
                 "inodesHeld": numbers.map(Numbers::inodes_held),
                 "readersWaiting": numbers.map(Numbers::waiting),
+                "writersWaiting": numbers.map(Numbers::writers_waiting),
+                "writersWaiting": numbers.map(Numbers::writers_waiting),
                 "messages": messages,
             },
         });

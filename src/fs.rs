@@ -1,11 +1,11 @@
 //! Names and contents of the tree, and the mount. Only here is fuser; no source is ever seen here.
 //!
-//! `tree` answers from memory what there is; `writable` adapts it to fuser's requests. Beside
-//! the threads of fuser, which answer requests and never wait, a mount has some of its own:
+//! `tree` answers from memory what there is; `writable` adapts it to fuser's requests; `writing` turns
+//! what is written into changes of VMs. Beside the threads of fuser, which answer requests and never wait, a mount has some of its own:
 //!
 //! - `settle` puts the kernel's caches right after each publication (`settle`);
 //! - `streams` answers readers of events when there are some (`stream`);
-//! - `interrupts` lets go of readers that have a signal (`wait`);
+//! - `interrupts` lets go of readers and writers that have a signal (`wait`);
 //! - `announce` makes names come and go through the VFS, and looks at what changed (`announce`);
 //! - `touch-N` raise IN_MODIFY (`touch`).
 //!
@@ -20,10 +20,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use fuser::{BackgroundSession, Config, Errno, MountOption, Session, SessionACL};
 use parking_lot::RwLock;
+use uuid::Uuid;
 
 use crate::cache::Cache;
+use crate::mutation::Changes;
 
 mod announce;
 mod door;
@@ -31,6 +33,7 @@ mod errno;
 mod handle;
 mod held;
 mod inode;
+mod messages;
 pub mod mountpoint;
 mod poll;
 mod settle;
@@ -40,18 +43,23 @@ mod touch;
 mod tree;
 mod wait;
 mod writable;
+mod writing;
 
 use announce::{Announcing, Change, Errand};
 use handle::Handles;
 pub use handle::Listener;
 use held::Held;
+use messages::Messages;
 use mountpoint::{Busy, MountError};
 use poll::Polls;
 use settle::Settler;
 use stream::Streams;
 use touch::Touches;
 use tree::{Ownership, Tree};
-use writable::{Messages, Writable};
+use wait::Interrupts;
+use writable::Writable;
+use writing::Writes;
+use writing::errors::Failed;
 
 /// How a tree is to be mounted.
 #[derive(Clone, Debug)]
@@ -76,12 +84,16 @@ pub enum OpenTo {
 /// How long stopping waits for the kernel before it goes on without it.
 const STOP: Duration = Duration::from_secs(1);
 
+/// How long stopping waits for changes that are being applied.
+const APPLY: Duration = Duration::from_millis(500);
+
 /// Numbers of a mount, for `.status`.
 #[derive(Clone)]
 pub struct Numbers {
     held: Arc<Held>,
     handles: Arc<Handles>,
     streams: Arc<Streams>,
+    writes: Arc<Writes>,
     messages: Arc<Messages>,
     tree: Arc<Tree>,
 }
@@ -95,6 +107,11 @@ impl Numbers {
     /// How many readers wait for an event.
     pub fn waiting(&self) -> usize {
         self.streams.waiting()
+    }
+
+    /// How many writers wait for their change.
+    pub fn writers_waiting(&self) -> usize {
+        self.writes.waiting()
     }
 
     /// Everybody who has a stream open.
@@ -123,6 +140,7 @@ pub struct Mount {
     cache: Arc<Cache>,
     announcing: Arc<Announcing>,
     touches: Arc<Touches>,
+    interrupts: Arc<Interrupts>,
     /// The threads that keep the filesystem alive by their ways into it.
     inside: Vec<JoinHandle<()>>,
     polls: Arc<Polls>,
@@ -131,8 +149,8 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts the cache's VMs on a directory that [`mountpoint::prepare`] has approved. `status`
-    /// writes the status document.
+    /// Mounts the cache's VMs on a directory that [`mountpoint::prepare`] has approved. What is
+    /// written there is asked of `changes`; `status` writes the status document.
     ///
     /// # Errors
     /// When there is no FUSE, or the kernel or fusermount3 refuses.
@@ -140,6 +158,7 @@ impl Mount {
         cache: Arc<Cache>,
         path: &Path,
         options: &MountOptions,
+        changes: Arc<dyn Changes>,
         status: impl Fn() -> String + Send + Sync + 'static,
     ) -> Result<Mount, MountError> {
         let shown = path.display().to_string();
@@ -155,10 +174,13 @@ impl Mount {
             unprivileged: !user.is_root(),
         };
         let tree = Arc::new(Tree::new(cache.clone(), ownership, Arc::new(status)));
+        let (touches, interrupts) = (Arc::<Touches>::default(), Arc::<Interrupts>::default());
+        let writes = Writes::new(tree.clone(), changes, touches.clone(), interrupts.clone());
         let numbers = Numbers {
             held: Arc::default(),
             handles: Arc::default(),
-            streams: Arc::default(),
+            streams: Arc::new(Streams::new(interrupts.clone())),
+            writes: Arc::new(writes),
             messages: Arc::default(),
             tree,
         };
@@ -169,6 +191,7 @@ impl Mount {
             held: numbers.held.clone(),
             handles: numbers.handles.clone(),
             streams: numbers.streams.clone(),
+            writes: numbers.writes.clone(),
             polls: polls.clone(),
             announcing: announcing.clone(),
             messages: numbers.messages.clone(),
@@ -183,7 +206,8 @@ impl Mount {
             numbers,
             cache,
             announcing,
-            touches: Arc::default(),
+            touches,
+            interrupts,
             inside: Vec::new(),
             polls,
             ended: Arc::default(),
@@ -227,6 +251,7 @@ impl Mount {
             streams: self.numbers.streams.clone(),
             polls: self.polls.clone(),
             touches: self.touches.clone(),
+            writes: self.numbers.writes.clone(),
             ended: self.ended.clone(),
             barrier: self.barrier.clone(),
         };
@@ -237,11 +262,24 @@ impl Mount {
         thread::Builder::new()
             .name("streams".into())
             .spawn(move || streams.run(&tree))?;
-        let streams = self.numbers.streams.clone();
+        let (streams, writes) = (self.numbers.streams.clone(), self.numbers.writes.clone());
+        let interrupts = self.interrupts.clone();
         thread::Builder::new()
             .name("interrupts".into())
-            .spawn(move || streams.run_interrupts())?;
+            .spawn(move || interrupts.run(|| streams.interrupt() | writes.interrupt()))?;
         Ok(())
+    }
+
+    /// Puts a change that an earlier daemon could not end into `last_error` and `.errors`, before anybody
+    /// has looked at them.
+    pub fn report_cut(&self, uuid: Uuid, reason: &str) {
+        self.numbers.tree.errors.record(&Failed {
+            uuid: Some(uuid),
+            file: "vm.json".to_owned(),
+            errno: Errno::EIO,
+            message: reason.to_owned(),
+            applied: Vec::new(),
+        });
     }
 
     /// Numbers for `.status`.
@@ -260,10 +298,15 @@ impl Mount {
         self.barrier.clone()
     }
 
-    /// Ends all streams, unmounts, lazily if somebody still uses the mount, and ends the threads.
-    /// Returns within about a second, whoever still uses it: they get ENOTCONN once the process
+    /// Answers all writers, ends all streams, unmounts, lazily if somebody still uses the mount, and ends the threads.
+    /// Returns within about two seconds, whoever still uses it: they get ENOTCONN once the process
     /// has ended.
     pub fn stop(self) {
+        let writes = &self.numbers.writes;
+        writes.end();
+        writes.changes().end(APPLY);
+        writes.answer_all();
+        self.interrupts.end();
         self.numbers.streams.end();
         self.polls.wake(std::iter::empty(), true);
         self.announcing.end();

@@ -5,7 +5,7 @@
 //! source deletes nothing: a VM goes only when a report says so, or when a complete listing does
 //! not have it.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::SystemTime;
@@ -88,37 +88,52 @@ impl Health {
     }
 }
 
+/// Says which write through us made a VM what it is now, if one did: its number. The new one is none
+/// when the VM has gone.
+pub type Writes = dyn Fn(&Uuid, Option<&Rendered>, Option<&Rendered>) -> Option<String> + Send;
+
 /// Takes reports until the source hangs up.
-pub fn run(mut writer: Writer, reports: Receiver<Report>, health: Arc<Mutex<Health>>) {
+pub fn run(
+    mut writer: Writer,
+    reports: Receiver<Report>,
+    health: Arc<Mutex<Health>>,
+    writes: &Writes,
+) {
     while let Ok(first) = reports.recv() {
         let mut batch = Vec::new();
         let mut next = Some(first);
         while let Some(report) = next.take() {
-            take(&mut writer, &mut batch, report, &health);
+            take(&mut writer, &mut batch, report, &health, writes);
             if batch.len() >= BATCH {
                 break;
             }
             next = reports.try_recv().ok();
         }
-        publish(&mut writer, batch, &health);
+        publish(&mut writer, batch, &health, writes);
     }
     debug!("the source has ended");
 }
 
 /// Adds what a report changes to the batch, and publishes what has to be published before.
-fn take(writer: &mut Writer, batch: &mut Vec<Change>, report: Report, health: &Mutex<Health>) {
+fn take(
+    writer: &mut Writer,
+    batch: &mut Vec<Change>,
+    report: Report,
+    health: &Mutex<Health>,
+    writes: &Writes,
+) {
     match report {
         Report::Changed(all) => {
             for loaded in all {
                 // What could not be read is taken from the VM as it was: that has to be there.
                 if !loaded.failed.is_empty() {
-                    publish_before(writer, batch, &loaded.uuid, health);
+                    publish_before(writer, batch, &loaded.uuid, health, writes);
                 }
                 batch.extend(put(writer.cache(), loaded, health));
             }
         }
         Report::Silent { uuid, reason } => {
-            publish_before(writer, batch, &uuid, health);
+            publish_before(writer, batch, &uuid, health, writes);
             batch.push(silent(writer.cache(), uuid, reason, health));
         }
         Report::Gone(uuid) => {
@@ -131,8 +146,8 @@ fn take(writer: &mut Writer, batch: &mut Vec<Change>, report: Report, health: &M
         }
         Report::Listing(listing) => {
             // What came before the listing was read before it.
-            publish(writer, std::mem::take(batch), health);
-            publish_listing(writer, listing, health);
+            publish(writer, std::mem::take(batch), health, writes);
+            publish_listing(writer, listing, health, writes);
         }
     }
 }
@@ -143,16 +158,18 @@ fn publish_before(
     batch: &mut Vec<Change>,
     uuid: &Uuid,
     health: &Mutex<Health>,
+    writes: &Writes,
 ) {
     if batch.iter().any(|change| change.uuid() == uuid) {
-        publish(writer, std::mem::take(batch), health);
+        publish(writer, std::mem::take(batch), health, writes);
     }
 }
 
-fn publish(writer: &mut Writer, changes: Vec<Change>, health: &Mutex<Health>) {
+fn publish(writer: &mut Writer, mut changes: Vec<Change>, health: &Mutex<Health>, writes: &Writes) {
     if changes.is_empty() {
         return;
     }
+    ascribe(&mut changes, writer.cache(), writes);
     let published = writer.publish(changes);
     let missed = count_missed(&published);
     let mut health = health.lock();
@@ -175,7 +192,37 @@ fn silent(cache: &Cache, uuid: Uuid, reason: String, health: &Mutex<Health>) -> 
     Change::Stale { uuid, reason }
 }
 
-fn publish_listing(writer: &mut Writer, listing: Listing, health: &Mutex<Health>) {
+/// Notes in changes which write through us caused them.
+fn ascribe(changes: &mut [Change], cache: &Cache, writes: &Writes) {
+    let now = cache.now();
+    // What an earlier change of the same batch makes of a VM.
+    let mut made: HashMap<Uuid, Option<Rendered>> = HashMap::new();
+    for change in changes {
+        let uuid = *change.uuid();
+        let old = match made.get(&uuid) {
+            Some(made) => made.as_ref(),
+            None => now.vm(&uuid).map(|vm| &vm.rendered),
+        };
+        let new = match change {
+            Change::Put { rendered, .. } => Some(rendered.clone()),
+            Change::Remove { .. } => None,
+            Change::Stale { .. } => continue,
+        };
+        let found = writes(&uuid, old, new.as_ref());
+        if let (Some(found), Change::Put { txn, via, .. } | Change::Remove { txn, via, .. }) =
+            (found, change)
+        {
+            *txn = Some(found);
+            // What only a scan found is still a missed event.
+            if *via == Via::Event.as_str() {
+                *via = Via::Write.as_str();
+            }
+        }
+        made.insert(uuid, new);
+    }
+}
+
+fn publish_listing(writer: &mut Writer, listing: Listing, health: &Mutex<Health>, writes: &Writes) {
     let first = !health.lock().ready;
     let cache = writer.cache().clone();
     let found = listing.vms.len();
@@ -210,6 +257,7 @@ fn publish_listing(writer: &mut Writer, listing: Listing, health: &Mutex<Health>
         writer.load(changes);
         Vec::new()
     } else {
+        ascribe(&mut changes, &cache, writes);
         writer.publish(changes)
     };
     let missed = count_missed(&published);
@@ -429,7 +477,7 @@ mod tests {
         }
         drop(reports);
         let health = Arc::new(Mutex::new(Health::default()));
-        run(writer, reported, health.clone());
+        run(writer, reported, health.clone(), &|_, _, _| None);
         let health = health.lock().clone();
         (cache, health)
     }

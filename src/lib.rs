@@ -26,6 +26,7 @@ pub mod client;
 pub mod daemon;
 pub mod fs;
 pub mod ingest;
+pub mod mutation;
 pub mod sample;
 pub mod source;
 pub mod vm;

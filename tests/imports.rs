@@ -4,15 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module, and what it may import.
-const FLOORS: [(&str, &[&str]); 8] = [
+const FLOORS: [(&str, &[&str]); 9] = [
     ("vm", &["vm"]),
     ("cache", &["cache", "vm"]),
     ("source", &["source", "vm"]),
     ("ingest", &["ingest", "cache", "source", "vm"]),
-    ("fs", &["fs", "cache", "vm"]),
+    ("mutation", &["mutation", "cache", "source", "vm"]),
+    ("fs", &["fs", "mutation", "cache", "vm"]),
     (
         "daemon",
-        &["daemon", "fs", "ingest", "source", "cache", "vm"],
+        &[
+            "daemon", "fs", "mutation", "ingest", "source", "cache", "vm",
+        ],
     ),
     ("client", &["client", "vm"]),
     ("sample", &["sample"]),

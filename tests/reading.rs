@@ -387,7 +387,11 @@ fn a_vm_that_comes_back_works_while_somebody_sits_in_its_old_directory() {
         tree.publish(vec![put(&vm)]);
         assert!(fs::metadata(&dir).unwrap().is_dir());
         let names = fs::read_dir(&dir).unwrap().count();
-        assert_eq!(names, vm.len() + 1, "its files, and vm.json");
+        assert_eq!(
+            names,
+            vm.len() + 3,
+            "its files, vm.json, ctl and last_error"
+        );
         assert_eq!(tree.read(0, "quota"), format!("{}\n", 100 + round));
         assert_eq!(tree.read(0, "tags/role"), "web\n");
         assert_eq!(tree.read(0, "nics/net0/ip"), "10.0.0.7\n");

@@ -178,6 +178,9 @@ fn the_files_of_each_vm_hold_what_its_document_says() {
         let Some(Entry::File(document)) = found.remove("vm.json") else {
             panic!("{}: no vm.json", dir.display())
         };
+        let ctl = found.remove("ctl");
+        assert!(matches!(ctl, Some(Entry::File(verbs)) if !verbs.is_empty()));
+        assert_eq!(found.remove("last_error"), Some(Entry::File(String::new())));
         let vm: Value = serde_json::from_str(&document).unwrap();
         assert_eq!(&vm, listed);
         assert!(document.ends_with("\n}\n"));
@@ -215,8 +218,20 @@ fn every_size_is_exact() {
     change::set_tag(&store.root(), &store.zones()[0], "role", &json!("changed")).unwrap();
     events.next();
     let uuid = uuid_of(&vms(&mounted)[0]).to_owned();
-    let sizeless = ["events", ".status", ".events/0", &format!(".events/{uuid}")]
-        .map(|name| mounted.path(name));
+    let mut sizeless = [
+        "events",
+        "create",
+        ".status",
+        ".events/0",
+        &format!(".events/{uuid}"),
+    ]
+    .map(|name| mounted.path(name))
+    .to_vec();
+    sizeless.extend(
+        vms(&mounted)
+            .iter()
+            .map(|vm| mounted.path(uuid_of(vm)).join("ctl")),
+    );
     for path in &sizeless {
         assert_eq!(path.metadata().unwrap().len(), 0, "{}", path.display());
     }
@@ -334,7 +349,7 @@ fn what_is_listed_is_just_what_the_contract_names() {
         .map(|vm| uuid_of(vm).to_owned())
         .collect();
     let fixed = [
-        "events", "vms.json", ".status", ".errors", ".events", ".history", ".by",
+        "events", "vms.json", "create", ".status", ".errors", ".events", ".history", ".by",
     ];
     expected.extend(fixed.map(str::to_owned));
     assert_eq!(names(&mounted.at), expected);
@@ -415,6 +430,7 @@ fn assert_modes(mounted: &Mounted<'_>, group: impl Fn(u32) -> u32) {
         ("vms.json", 0o400),
         (".history", 0o400),
         (".errors", 0o400),
+        ("create", 0o600),
         (".status", 0o444),
         (".events/0", 0o400),
         (".by", 0o555),
@@ -428,6 +444,8 @@ fn assert_modes(mounted: &Mounted<'_>, group: impl Fn(u32) -> u32) {
         for (path, expected) in [
             ("", 0o755),
             ("vm.json", 0o600),
+            ("ctl", 0o600),
+            ("last_error", 0o400),
             ("uuid", 0o444),
             ("state", 0o444),
             ("quota", 0o644),
@@ -436,7 +454,7 @@ fn assert_modes(mounted: &Mounted<'_>, group: impl Fn(u32) -> u32) {
             ("customer_metadata/root_authorized_keys", 0o644),
             ("internal_metadata", 0o700),
             ("nics", 0o555),
-            ("nics/net0", 0o555),
+            ("nics/net0", 0o755),
             ("nics/net0/mac", 0o444),
             ("nics/net0/ip", 0o644),
         ] {
@@ -563,7 +581,6 @@ fn nobody_changes_anything() {
         let parent = path.parent().unwrap();
         refused(fs::rename(path, parent.join("elsewhere")));
         refused(fs::create_dir(parent.join("new")));
-        refused(File::create(parent.join("new")).map(drop));
         refused(std::os::unix::fs::symlink("x", parent.join("new")));
         refused(fs::set_permissions(path, fs::Permissions::from_mode(0o777)));
         refused(std::os::unix::fs::chown(path, Some(1), None));
@@ -571,8 +588,17 @@ fn nobody_changes_anything() {
     for file in [&mounted.path("events"), &vm.join("state"), &tag] {
         refused(fs::remove_file(file));
         refused(fs::hard_link(file, vm.join("link")));
+    }
+    for file in ["events", ".status"]
+        .map(|file| mounted.path(file))
+        .iter()
+        .chain([&vm.join("state")])
+    {
         refused(fs::OpenOptions::new().write(true).open(file).map(drop));
     }
+    refused(File::create(mounted.path("new")).map(drop));
+    refused(File::create(mounted.path(".by/alias/new")).map(drop));
+    refused(File::create(vm.join("tags/.new.swp")).map(drop));
     for dir in [&vm, &vm.join("tags"), &mounted.path(".by")] {
         refused(fs::remove_dir(dir));
     }
@@ -932,10 +958,9 @@ fn an_ordinary_user_has_a_mount_of_his_own_there() {
         .unwrap();
     assert!(text(&rm.stderr).contains("Operation not permitted"));
     let mut write = as_nobody("sh");
-    write.arg("-c").arg(format!(
-        "echo x > {}/tags/role",
-        mounted.path(&uuid).display()
-    ));
+    write
+        .arg("-c")
+        .arg(format!("echo x > {}/state", mounted.path(&uuid).display()));
     assert!(text(&write.output().unwrap().stderr).contains("Operation not permitted"));
     assert_eq!(
         text(&cat(&format!("{uuid}/uuid")).stdout),

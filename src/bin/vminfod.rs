@@ -5,14 +5,18 @@ use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tracing_subscriber::EnvFilter;
 use vminfod::daemon;
 use vminfod::fs::mountpoint::{self, Busy};
 use vminfod::fs::{MountOptions, OpenTo};
+use vminfod::mutation::Timeouts;
 use vminfod::sample;
 use vminfod::source::zones::{Provider, Zones, ZonesOptions};
 
@@ -63,8 +67,12 @@ Options of -o, separated by commas:
   zfs_poll=SECONDS       ask ZFS this often where it announces nothing [1]
   datasets=auto|zfs|files      where datasets are read from
   runtime=auto|zoneadm|files   where the state of zones is read from
+  runtime_exec=CMD       start and stop zones whose state is in files by `CMD VERB UUID`;
+                         without it that is only recorded
   history=BYTES          how much of past events is kept; K, M, G [64M]
   load_deadline=SECONDS  a zone that takes longer to read is marked stale [2]
+  confirm_timeout=SECONDS  how long a write waits until it is confirmed [60; 300 for start,
+                         stop, reboot, create and delete]
   max_watches=NUMBER     use no more inotify watches than this; the rest is polled
 
 The log goes to standard error, and nowhere once in the background, unless --log-file is given.
@@ -151,6 +159,7 @@ fn mount_settings(args: &MountArgs) -> Result<Settings, Usage> {
         open_to: OpenTo::Everybody,
     };
     let mut history = 64 << 20;
+    let mut timeouts = Timeouts::default();
     for option in args
         .options
         .iter()
@@ -166,8 +175,17 @@ fn mount_settings(args: &MountArgs) -> Result<Settings, Usage> {
             "zfs_poll" => zones.zfs_poll = seconds(option, value)?,
             "datasets" => zones.datasets = provider(option, value, "zfs")?,
             "runtime" => zones.runtime = provider(option, value, "zoneadm")?,
+            "runtime_exec" if !value.is_empty() => zones.runtime_exec = Some(PathBuf::from(value)),
+            "fault_step" => fault_step(&zones, option, value)?,
             "history" => history = bytes(option, value)?,
             "load_deadline" => zones.load_deadline = seconds(option, value)?,
+            "confirm_timeout" => {
+                let change = seconds(option, value)?;
+                timeouts = Timeouts {
+                    change,
+                    life: change,
+                };
+            }
             "max_watches" => zones.max_watches = bytes(option, value)?,
             "rw" | "defaults" => {}
             "ro" => {
@@ -189,6 +207,7 @@ fn mount_settings(args: &MountArgs) -> Result<Settings, Usage> {
         mountpoint: args.mountpoint.clone(),
         mount,
         history,
+        timeouts,
     };
     Ok(Settings { zones, daemon })
 }
@@ -218,6 +237,24 @@ fn provider(option: &str, value: &str, command: &str) -> Result<Provider, Usage>
             "-o {option}: must be auto, {command} or files"
         ))),
     }
+}
+
+/// For tests, `fault_step=N:abort`: the process is killed before the Nth step of its changes.
+fn fault_step(zones: &ZonesOptions, option: &str, value: &str) -> Result<(), Usage> {
+    let number = value
+        .strip_suffix(":abort")
+        .and_then(|number| number.parse::<u64>().ok());
+    let Some(number) = number else {
+        return Err(Usage(format!("-o {option}: not a number and :abort")));
+    };
+    let count = AtomicU64::new(0);
+    zones.faults.on_step(move |_| {
+        if count.fetch_add(1, Ordering::Relaxed) + 1 == number {
+            kill(Pid::this(), Signal::SIGKILL)?;
+        }
+        Ok(())
+    });
+    Ok(())
 }
 
 fn bytes(option: &str, value: &str) -> Result<usize, Usage> {
@@ -279,8 +316,15 @@ fn run(args: &MountArgs, mut settings: Settings) -> Result<ExitCode, Failure> {
     }
     // A relative path must mean the same once the daemon is elsewhere.
     settings.zones.root = std::path::absolute(&settings.zones.root)?;
+    // A bare name is looked for in PATH, when it is called.
+    if let Some(program) = &mut settings.zones.runtime_exec
+        && program.components().count() > 1
+    {
+        *program = std::path::absolute(&program)?;
+    }
     let source = Arc::new(Zones::new(settings.zones));
-    daemon::run(source, &settings.daemon, || {
+    let apply = source.applier();
+    daemon::run(source, apply, &settings.daemon, || {
         if args.tell_ready
             && let Err(error) = detach()
         {

@@ -3,6 +3,8 @@
 use fuser::Errno;
 
 use super::handle::ReadError;
+use crate::mutation::Failure;
+use crate::vm::payload::InvalidKind;
 
 impl From<ReadError> for Errno {
     fn from(error: ReadError) -> Errno {
@@ -22,7 +24,7 @@ pub enum Refused {
     /// It is not a directory.
     NotADirectory,
     /// Nobody can do this here: names are made and removed by the daemon, modes are fixed, and
-    /// values cannot be set through the mount.
+    /// this is no file that can be set.
     NotPermitted,
     /// It has no such extended attribute.
     NoAttribute,
@@ -32,6 +34,10 @@ pub enum Refused {
     BadHandle,
     /// Files have no ioctls.
     NoIoctl,
+    /// It is there already, and was not to be.
+    Exists,
+    /// More is written than any value is long.
+    TooLong,
 }
 
 impl From<Refused> for Errno {
@@ -45,6 +51,41 @@ impl From<Refused> for Errno {
             Refused::TooSmall => Errno::ERANGE,
             Refused::BadHandle => Errno::EBADF,
             Refused::NoIoctl => Errno::ENOTTY,
+            Refused::Exists => Errno::EEXIST,
+            Refused::TooLong => Errno::EFBIG,
         }
     }
+}
+
+impl From<InvalidKind> for Errno {
+    fn from(kind: InvalidKind) -> Errno {
+        match kind {
+            InvalidKind::Value => Errno::EINVAL,
+            InvalidKind::Unknown => Errno::ENOENT,
+            InvalidKind::Fixed => Errno::EPERM,
+            InvalidKind::State => Errno::EBUSY,
+        }
+    }
+}
+
+impl From<&Failure> for Errno {
+    fn from(failure: &Failure) -> Errno {
+        match failure {
+            Failure::Refused(invalid) => invalid.kind.into(),
+            Failure::Moved(_) => Errno::ESTALE,
+            Failure::Exists(_) => Errno::EEXIST,
+            Failure::Busy(_) => Errno::EBUSY,
+            Failure::Gone(_) => Errno::ENOENT,
+            Failure::Source { .. } => Errno::EIO,
+            // Whether it took effect cannot be said, and to repeat it is for the caller to decide.
+            Failure::Unconfirmed(_) | Failure::Ended(_) => Errno::ETIMEDOUT,
+            // What was written is not what is there, as with `if_generation`.
+            Failure::Overtaken(_) => Errno::ESTALE,
+        }
+    }
+}
+
+/// What an error is called: `EINVAL`.
+pub fn name(errno: Errno) -> String {
+    format!("{:?}", nix::errno::Errno::from_raw(errno.code()))
 }

@@ -16,9 +16,10 @@ use uuid::Uuid;
 use super::inode::{Fixed, Node};
 use super::stream::Stream;
 use super::tree::{self, Tree};
+use super::writing::Writing;
 use crate::cache::Snapshot;
 use crate::cache::events::{self, Event};
-use crate::vm::Nanos;
+use crate::vm::{Nanos, verb};
 
 /// Why a read fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub struct Handle {
     pub node: Node,
     /// Who reads it, of a stream.
     pub listener: Option<Listener>,
+    /// What writing to it does, if it is open for that.
+    pub writing: Option<Writing>,
     /// What was read so far.
     pub content: Mutex<Content>,
     /// The modification time that poll(2) has last shown to the reader: a newer one wakes it.
@@ -96,6 +99,7 @@ impl Handle {
             return Some(Handle {
                 node,
                 listener: Some(listener),
+                writing: None,
                 content: Mutex::new(content),
                 shown,
             });
@@ -109,9 +113,23 @@ impl Handle {
         Some(Handle {
             node,
             listener: None,
+            writing: None,
             content: Mutex::new(content),
             shown: Mutex::new(shown),
         })
+    }
+
+    /// The same file, open for writing.
+    pub fn writing(self, writing: Writing) -> Handle {
+        Handle {
+            writing: Some(writing),
+            ..self
+        }
+    }
+
+    /// Whether the file was not there when it was opened.
+    fn is_pending(&self) -> bool {
+        self.writing.as_ref().is_some_and(Writing::is_pending)
     }
 
     /// Whether this is a stream, whose reads may block.
@@ -130,6 +148,10 @@ impl Handle {
         size: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), ReadError> {
+        if let (Node::Create(_), Some(writing)) = (self.node, &self.writing) {
+            writing.read_answer(offset, size, out);
+            return Ok(());
+        }
         match &mut *self.content.lock() {
             Content::Text(text) => {
                 if offset == 0 || text.is_none() {
@@ -138,7 +160,11 @@ impl Handle {
                     *self.shown.lock() = tree.mtime(self.node);
                     let mut fresh = text.take().unwrap_or_default();
                     fresh.clear();
-                    write_text(tree, self.node, &mut fresh)?;
+                    match write_text(tree, self.node, &mut fresh) {
+                        // It is being created.
+                        Err(ReadError::Gone) if self.is_pending() => {}
+                        result => result?,
+                    }
                     *text = Some(fresh);
                 }
                 let text = text.as_deref().unwrap_or_default();
@@ -178,7 +204,20 @@ impl Listener {
 fn write_text(tree: &Tree, node: Node, out: &mut Vec<u8>) -> Result<(), ReadError> {
     match node {
         Node::Fixed(Fixed::Status) => out.extend_from_slice(tree.status().as_bytes()),
-        Node::Fixed(Fixed::Errors) => {}
+        Node::Fixed(Fixed::Errors) => tree.errors.write(out),
+        Node::LastError(slot) => {
+            let shown = tree.shown(slot).ok_or(ReadError::Gone)?;
+            tree.errors.write_last(&shown.uuid, out);
+        }
+        Node::Ctl(slot, _) => {
+            let vm = tree.vm(slot).ok_or(ReadError::Gone)?;
+            for verb in verb::accepted(&vm.rendered.object()) {
+                out.extend_from_slice(verb.as_bytes());
+                out.push(b'\n');
+            }
+        }
+        // Whoever only reads it has created nothing.
+        Node::Create(_) => {}
         Node::File(slot, id) => {
             let vm = tree.vm(slot).ok_or(ReadError::Gone)?;
             let file = vm.file(id).ok_or(ReadError::Gone)?;

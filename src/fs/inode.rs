@@ -3,10 +3,17 @@
 //!
 //! ```text
 //! 00 slot (38 bits) file (24 bits)    something of a VM, or, with slot 0, of the root
-//! 01 sequence number                  .events/<seq>
+//! 010 sequence number                 .events/<seq>
+//! 0110 slot (38 bits) counter (22)    a VM's ctl, or, with slot 0, create in the root
 //! 10 slot of a state                  .by/state/<state>
 //! 11 slot of an owner                 .by/owner/<owner>
 //! ```
+//!
+//! `ctl` and `create` have another number each time they are looked up: a write that waits holds its
+//! inode's lock, so two callers that shared one inode would wait for each other. In listings
+//! their counter is 0, and stat(2) shows that number too.
+
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use fuser::INodeNo;
 
@@ -18,8 +25,33 @@ const SEQ: u64 = 1 << TAG;
 const STATE: u64 = 2 << TAG;
 const OWNER: u64 = 3 << TAG;
 const REST: u64 = SEQ - 1;
+/// Event numbers are microseconds since 1970: the bit is theirs for 73,000 years.
+const CONTROL: u64 = 1 << 61;
+
+/// How many bits the counter of `ctl` and `create` has.
+const COUNTER_BITS: u32 = 22;
 
 const _: () = assert!(SLOT_BITS + FILE_BITS == TAG);
+const _: () = assert!(SLOT_BITS + COUNTER_BITS == 60);
+
+/// Tells the inodes of one `ctl` or `create` apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Counter(u32);
+
+impl Counter {
+    /// The one in listings.
+    pub const LISTED: Counter = Counter(0);
+
+    /// The next one: another than the last four million.
+    pub fn next(last: &AtomicU32) -> Counter {
+        loop {
+            let next = last.fetch_add(1, Ordering::Relaxed) % (1 << COUNTER_BITS);
+            if next != 0 {
+                return Counter(next);
+            }
+        }
+    }
+}
 
 /// What there is in the tree besides VMs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,6 +123,12 @@ pub enum Node {
     Owner(u64),
     /// A link to the VM in this slot.
     Link(Link, u64),
+    /// `create`.
+    Create(Counter),
+    /// `ctl` of the VM in this slot.
+    Ctl(u64, Counter),
+    /// `last_error` of the VM in this slot.
+    LastError(u64),
     /// A file or directory of the VM in this slot; [`FileId::DIR`] is its own directory.
     File(u64, FileId),
 }
@@ -100,8 +138,12 @@ const EVENTS_OF: u32 = 1;
 const LINK_ALIAS: u32 = 2;
 const LINK_STATE: u32 = 3;
 const LINK_OWNER: u32 = 4;
+const LAST_ERROR: u32 = 5;
 
 impl Node {
+    /// The first number that `.events/<seq>` cannot have.
+    pub const EVENTS_END: u64 = CONTROL;
+
     /// The root of the mount.
     pub const ROOT: Node = Node::Fixed(Fixed::Root);
 
@@ -115,22 +157,42 @@ impl Node {
         let of_vm = |slot: u64, file: u32| slot << FILE_BITS | u64::from(file);
         INodeNo(match self {
             Node::Fixed(fixed) => fixed as u64,
-            Node::EventsAfter(seq) => SEQ | (seq & REST),
+            Node::EventsAfter(seq) => SEQ | (seq & (CONTROL - 1)),
+            Node::Create(counter) => SEQ | CONTROL | u64::from(counter.0),
+            Node::Ctl(slot, counter) => SEQ | CONTROL | slot << COUNTER_BITS | u64::from(counter.0),
             Node::State(slot) => STATE | slot,
             Node::Owner(slot) => OWNER | slot,
             Node::EventsOf(slot) => of_vm(slot, EVENTS_OF),
             Node::Link(Link::Alias, slot) => of_vm(slot, LINK_ALIAS),
             Node::Link(Link::State, slot) => of_vm(slot, LINK_STATE),
             Node::Link(Link::Owner, slot) => of_vm(slot, LINK_OWNER),
+            Node::LastError(slot) => of_vm(slot, LAST_ERROR),
             Node::File(slot, file) => of_vm(slot, file.0),
         })
+    }
+
+    /// The node whose number stat(2) and listings show: the same for every lookup of a `ctl`.
+    pub fn listed(self) -> Node {
+        match self {
+            Node::Create(_) => Node::Create(Counter::LISTED),
+            Node::Ctl(slot, _) => Node::Ctl(slot, Counter::LISTED),
+            other => other,
+        }
     }
 
     /// What an inode number names; `None` for a number that nothing can have.
     pub fn of(ino: INodeNo) -> Option<Node> {
         let rest = ino.0 & REST;
         match ino.0 >> TAG {
-            1 => return Some(Node::EventsAfter(rest)),
+            1 if rest < CONTROL => return Some(Node::EventsAfter(rest)),
+            1 => {
+                let counter = Counter((rest & ((1 << COUNTER_BITS) - 1)) as u32);
+                return match (rest - CONTROL) >> COUNTER_BITS {
+                    0 => Some(Node::Create(counter)),
+                    slot if slot >> SLOT_BITS == 0 => Some(Node::Ctl(slot, counter)),
+                    _ => None,
+                };
+            }
             2 => return Some(Node::State(rest)),
             3 => return Some(Node::Owner(rest)),
             _ => {}
@@ -147,6 +209,7 @@ impl Node {
             LINK_ALIAS => Node::Link(Link::Alias, slot),
             LINK_STATE => Node::Link(Link::State, slot),
             LINK_OWNER => Node::Link(Link::Owner, slot),
+            LAST_ERROR => Node::LastError(slot),
             file => Node::File(slot, FileId(file)),
         })
     }
@@ -154,8 +217,16 @@ impl Node {
     /// The slot of the VM it belongs to.
     pub fn slot(self) -> Option<u64> {
         match self {
-            Node::EventsOf(slot) | Node::Link(_, slot) | Node::File(slot, _) => Some(slot),
-            Node::Fixed(_) | Node::EventsAfter(_) | Node::State(_) | Node::Owner(_) => None,
+            Node::EventsOf(slot)
+            | Node::Link(_, slot)
+            | Node::Ctl(slot, _)
+            | Node::LastError(slot)
+            | Node::File(slot, _) => Some(slot),
+            Node::Fixed(_)
+            | Node::EventsAfter(_)
+            | Node::Create(_)
+            | Node::State(_)
+            | Node::Owner(_) => None,
         }
     }
 }
@@ -170,7 +241,11 @@ mod tests {
         let slot = 1u64..1 << SLOT_BITS;
         prop_oneof![
             prop::sample::select(&Fixed::ALL[..]).prop_map(Node::Fixed),
-            (0..1u64 << TAG).prop_map(Node::EventsAfter),
+            (0..CONTROL).prop_map(Node::EventsAfter),
+            (0..1u32 << COUNTER_BITS).prop_map(|counter| Node::Create(Counter(counter))),
+            (slot.clone(), 0..1u32 << COUNTER_BITS)
+                .prop_map(|(slot, counter)| Node::Ctl(slot, Counter(counter))),
+            slot.clone().prop_map(Node::LastError),
             slot.clone().prop_map(Node::EventsOf),
             slot.clone().prop_map(Node::State),
             slot.clone().prop_map(Node::Owner),

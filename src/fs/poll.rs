@@ -46,7 +46,9 @@ impl Polls {
         let woken: Vec<PollNotifier> = polls
             .values()
             .filter(|poller| match poller.node {
-                Node::File(slot, _) => slots.contains(&slot),
+                Node::File(slot, _) | Node::Ctl(slot, _) | Node::LastError(slot) => {
+                    slots.contains(&slot)
+                }
                 _ => events,
             })
             .map(|poller| poller.notifier.clone())

@@ -13,6 +13,9 @@
 //!    ([`super::announce`]).
 //! 6. Streams tell of the events, and readers, pollers and watchers are woken.
 //!
+//! Between publications the thread puts `last_error` and `.errors` right when writes have failed, and
+//! only then has their callers told ([`super::writing`]).
+//!
 //! An attribute is invalidated in two steps. A LOOKUP that was answered before the publication may
 //! still be on its way into the kernel, where an inode not yet there cannot be invalidated. So first
 //! a name that never exists is invalidated in the directory: for that the kernel takes the
@@ -36,6 +39,7 @@ use super::poll::Polls;
 use super::stream::Streams;
 use super::touch::{Touch, Touches};
 use super::tree::{self, Tree};
+use super::writing::Writes;
 use crate::cache::trie::Trie;
 use crate::cache::{Index, Snapshot};
 use crate::vm::files::FileId;
@@ -64,6 +68,8 @@ pub struct Settler {
     pub polls: Arc<Polls>,
     /// Watchers to tell.
     pub touches: Arc<Touches>,
+    /// Writers whose changes failed, and who waits for what is shown.
+    pub writes: Arc<Writes>,
     /// Set when the thread is to end.
     pub ended: Arc<AtomicBool>,
     /// Held for reading while a snapshot is settled; a test can hold it to stop the thread between
@@ -81,10 +87,12 @@ struct Changed<'a> {
 impl Settler {
     /// Settles snapshots until ended: the thread `settle`.
     pub fn run(&self) {
+        self.writes.changes().shown(&self.tree.settled());
         while !self.ended.load(Ordering::Acquire) {
             let settled = self.tree.settled();
-            let has_ended = || self.ended.load(Ordering::Acquire);
+            let has_ended = || self.ended.load(Ordering::Acquire) || self.writes.has_untold();
             self.tree.cache.newer_than(settled.version, None, has_ended);
+            self.tell_failures();
             let _open = self.barrier.read();
             let newest = self.tree.cache.now();
             if newest.version > settled.version {
@@ -143,6 +151,7 @@ impl Settler {
         self.polls
             .wake(modified.chain(removed), newest.seq != settled.seq);
         self.touches.add(touches);
+        self.writes.changes().shown(&newest);
         debug!(
             seq = newest.seq,
             gone = gone.len(),
@@ -150,6 +159,47 @@ impl Settler {
             changed = changed.len(),
             "settled"
         );
+    }
+
+    /// Puts the files right that say which writes failed, and then has the callers told.
+    fn tell_failures(&self) {
+        let untold = self.writes.untold();
+        if untold.is_empty() {
+            return;
+        }
+        let (mut looks, mut touches) = (Vec::new(), Vec::new());
+        let mut file = |node: Node, dir: INodeNo, path: String, size: u64| {
+            if self.held.is_held(node.ino()) {
+                self.entry(dir, NOBODY);
+                self.inode(node.ino(), 0);
+                looks.push(path.clone());
+            }
+            if self.held.is_held(node.ino()) || (dir != INodeNo::ROOT && self.held.is_held(dir)) {
+                let ino = node.ino();
+                touches.push(Touch { path, ino, size });
+            }
+        };
+        let uuids: BTreeSet<Uuid> = untold.iter().filter_map(|untold| untold.uuid).collect();
+        let mut slots = Vec::new();
+        for uuid in uuids {
+            match self.tree.slot_of(&uuid) {
+                Some(slot) => {
+                    let (size, _) = self.tree.errors.last_size(&uuid);
+                    let path = format!("{uuid}/{}", tree::LAST_ERROR);
+                    file(Node::LastError(slot), Node::vm(slot).ino(), path, size);
+                    slots.push(slot);
+                }
+                // It went before its error was recorded.
+                None => self.tree.errors.forget(&uuid),
+            }
+        }
+        let (size, _) = self.tree.errors.size();
+        let all = Node::Fixed(Fixed::Errors);
+        file(all, INodeNo::ROOT, ".errors".to_owned(), size);
+        self.announcing.look(looks);
+        untold.iter().for_each(|untold| self.writes.tell_of(untold));
+        self.polls.wake(slots.into_iter(), true);
+        self.touches.add(touches);
     }
 
     /// Makes a VM's name appear in the root, through the VFS if that can be done.
@@ -176,6 +226,7 @@ impl Settler {
             }
             self.inode(INodeNo::ROOT, 0);
         }
+        self.tree.errors.forget(&uuid);
         if self.held.is_held(Node::EventsOf(slot).ino()) {
             self.entry(Node::Fixed(Fixed::Streams).ino(), &uuid.to_string());
         }
@@ -209,6 +260,7 @@ impl Settler {
                 let path = format!("{}/{}", new.uuid, new.path(file));
                 touches.push(Touch {
                     path,
+                    ino: ino(file.id),
                     size: u64::from(file.size),
                 });
             }
@@ -334,6 +386,7 @@ impl Settler {
             looks.push((*path).to_owned());
             touches.push(Touch {
                 path: (*path).to_owned(),
+                ino: Node::Fixed(*fixed).ino(),
                 size: *size,
             });
         }

@@ -10,7 +10,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::SystemTime;
 
 use fuser::{Errno, ReplyData};
@@ -19,7 +18,7 @@ use uuid::Uuid;
 
 use super::handle::{Content, Handle};
 use super::tree::Tree;
-use super::wait::{Caller, INTERVAL};
+use super::wait::{Caller, Interrupts};
 use crate::cache::events::{self, Event, Ring};
 use crate::vm::nanos;
 
@@ -154,11 +153,9 @@ struct Parked {
 }
 
 /// All readers that wait, and the thread that answers them.
-#[derive(Default)]
 pub struct Streams {
     parked: Mutex<Vec<Parked>>,
-    /// Somebody is parked, or all has ended.
-    some_parked: Condvar,
+    interrupts: Arc<Interrupts>,
     wake: Condvar,
     /// Something may have become readable.
     pending: Mutex<bool>,
@@ -175,6 +172,17 @@ pub enum Blocking {
 }
 
 impl Streams {
+    /// Nobody reads yet.
+    pub fn new(interrupts: Arc<Interrupts>) -> Streams {
+        Streams {
+            parked: Mutex::default(),
+            interrupts,
+            wake: Condvar::new(),
+            pending: Mutex::default(),
+            ended: AtomicBool::new(false),
+        }
+    }
+
     /// Answers a read of a stream, now or when there is something to read.
     pub fn read(
         &self,
@@ -209,7 +217,7 @@ impl Streams {
                 caller,
                 reply,
             });
-            self.some_parked.notify_one();
+            self.interrupts.ring();
         }
     }
 
@@ -223,9 +231,6 @@ impl Streams {
     pub fn end(&self) {
         self.ended.store(true, Ordering::Release);
         self.wake();
-        // Under the lock, so that it does not fall between a look and a wait.
-        let _parked = self.parked.lock();
-        self.some_parked.notify_one();
     }
 
     /// Whether streams have been ended.
@@ -270,25 +275,8 @@ impl Streams {
         }
     }
 
-    /// Looks after those who are parked, and sleeps while nobody is: the thread `interrupts`.
-    pub fn run_interrupts(&self) {
-        while self.wait_for_parked() {
-            thread::sleep(INTERVAL);
-            self.interrupt();
-        }
-    }
-
-    /// Waits until somebody is parked; whether streams go on.
-    fn wait_for_parked(&self) -> bool {
-        let mut parked = self.parked.lock();
-        while parked.is_empty() && !self.has_ended() {
-            self.some_parked.wait(&mut parked);
-        }
-        !self.has_ended()
-    }
-
-    /// Answers EINTR to every reader whose caller is to be interrupted.
-    fn interrupt(&self) {
+    /// Answers EINTR to every reader whose caller is to be interrupted; whether anybody still waits.
+    pub fn interrupt(&self) -> bool {
         // Looking at a caller is a read of /proc: not under the lock that publishing needs.
         let callers: Vec<Caller> = self
             .parked
@@ -302,7 +290,7 @@ impl Streams {
             .map(|caller| caller.id)
             .collect();
         if interrupted.is_empty() {
-            return;
+            return !callers.is_empty();
         }
         let mut parked = self.parked.lock();
         let mut replies = Vec::new();
@@ -314,10 +302,12 @@ impl Streams {
                 index += 1;
             }
         }
+        let any = !parked.is_empty();
         drop(parked);
         replies
             .into_iter()
             .for_each(|reply| reply.error(Errno::EINTR));
+        any
     }
 
     /// How many readers wait.

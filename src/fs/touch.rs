@@ -9,10 +9,15 @@
 //! one takes longer than [`LATE`] another thread goes on with the others. A file keeps one thread
 //! waiting, never two. Only when as many files as there are threads cannot be touched do the
 //! others wait.
+//!
+//! A writer that waits for its change holds its file's lock, perhaps for minutes. Such a file is *held
+//! back*: it is touched when its writers have been answered. A writer who comes while the file is being
+//! touched may still be in front of the touch, which then waits as for a lease.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use fuser::INodeNo;
 use parking_lot::{Condvar, Mutex};
 
 /// How many threads touch files.
@@ -26,16 +31,23 @@ const LATE: Duration = Duration::from_millis(100);
 pub struct Touch {
     /// Its path below the mount.
     pub path: String,
+    /// Its inode number.
+    pub ino: INodeNo,
     /// Its size.
     pub size: u64,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Paths to touch, in this order, each once: those of `sizes` that are not being touched.
+    /// Paths to touch, in this order, each once: those of `files` that are not being touched nor held
+    /// back.
     queue: VecDeque<String>,
-    /// The sizes of the files that were asked for.
-    sizes: HashMap<String, u64>,
+    /// The inodes and sizes of the files that were asked for.
+    files: HashMap<String, (INodeNo, u64)>,
+    /// How many writers wait for a change, by the inode they keep locked.
+    locked: HashMap<u64, usize>,
+    /// Files of `files` that are held back, by inode.
+    held_back: HashMap<u64, Vec<String>>,
     /// The files that are being touched, since when.
     busy: HashMap<String, Instant>,
     ended: bool,
@@ -52,14 +64,35 @@ impl Touches {
     /// Asks for files to be touched.
     pub fn add(&self, touches: impl IntoIterator<Item = Touch>) {
         let mut waiting = self.waiting.lock();
-        for Touch { path, size } in touches {
-            let new = waiting.sizes.insert(path.clone(), size).is_none();
+        for Touch { path, ino, size } in touches {
+            let new = waiting.files.insert(path.clone(), (ino, size)).is_none();
             if new && !waiting.busy.contains_key(&path) {
                 waiting.queue.push_back(path);
             }
         }
         if !waiting.queue.is_empty() {
             self.wake.notify_all();
+        }
+    }
+
+    /// A writer keeps this inode locked: it is not to be touched.
+    pub fn hold_back(&self, ino: INodeNo) {
+        *self.waiting.lock().locked.entry(ino.0).or_default() += 1;
+    }
+
+    /// A writer has been answered and lets the inode go.
+    pub fn let_go(&self, ino: INodeNo) {
+        let mut waiting = self.waiting.lock();
+        if let Some(writers) = waiting.locked.get_mut(&ino.0) {
+            *writers -= 1;
+            if *writers == 0 {
+                waiting.locked.remove(&ino.0);
+                let paths = waiting.held_back.remove(&ino.0).unwrap_or_default();
+                waiting.queue.extend(paths);
+                if !waiting.queue.is_empty() {
+                    self.wake.notify_all();
+                }
+            }
         }
     }
 
@@ -92,9 +125,14 @@ impl Touches {
                 _ => {
                     let path = waiting.queue.pop_front()?;
                     // A change from here on is another change.
-                    let size = waiting.sizes.remove(&path)?;
+                    let (ino, size) = waiting.files.remove(&path)?;
+                    if waiting.locked.contains_key(&ino.0) {
+                        waiting.files.insert(path.clone(), (ino, size));
+                        waiting.held_back.entry(ino.0).or_default().push(path);
+                        continue;
+                    }
                     waiting.busy.insert(path.clone(), Instant::now());
-                    return Some(Touch { path, size });
+                    return Some(Touch { path, ino, size });
                 }
             }
         }
@@ -103,7 +141,7 @@ impl Touches {
     fn done(&self, path: String) {
         let mut waiting = self.waiting.lock();
         waiting.busy.remove(&path);
-        if waiting.sizes.contains_key(&path) {
+        if waiting.files.contains_key(&path) {
             waiting.queue.push_back(path);
         }
         if !waiting.queue.is_empty() {
@@ -122,6 +160,7 @@ mod tests {
     fn touch(path: &str) -> Touch {
         Touch {
             path: path.to_owned(),
+            ino: INodeNo(path.len() as u64),
             size: 1,
         }
     }
@@ -153,6 +192,28 @@ mod tests {
             assert_eq!(told.recv().unwrap(), "stuck");
             touches.end();
         });
+    }
+
+    #[test]
+    fn a_file_whose_writer_waits_is_touched_when_he_has_been_answered() {
+        let touches = Touches::default();
+        let locked = touch("locked");
+        touches.hold_back(locked.ino);
+        touches.hold_back(locked.ino);
+        touches.add([locked.clone(), touch("a")]);
+        let mut seen = Vec::new();
+        touches.run(|touch| {
+            seen.push(touch.path.clone());
+            match touch.path.as_str() {
+                "a" => {
+                    touches.add([locked.clone(), self::touch("bb")]);
+                    touches.let_go(locked.ino);
+                }
+                "bb" => touches.let_go(locked.ino),
+                _ => touches.end(),
+            }
+        });
+        assert_eq!(seen, ["a", "bb", "locked"]);
     }
 
     #[test]

@@ -12,14 +12,15 @@
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::inode::{Fixed, Link, Node};
+use super::inode::{Counter, Fixed, Link, Node};
+use super::writing::Errors;
 use crate::cache::slots::{self, Slots};
 use crate::cache::trie::{Item, Trie};
 use crate::cache::{Cache, Index, Snapshot};
@@ -78,6 +79,10 @@ pub struct Tree {
     shown: ArcSwap<Trie<Shown>>,
     /// The last generation given out; held while `shown` is replaced.
     generation: Mutex<u64>,
+    /// The writes that failed.
+    pub errors: Errors,
+    /// The last number given to a `ctl` or `create`.
+    counter: AtomicU32,
     ownership: Ownership,
     status: Status,
     began: Nanos,
@@ -99,6 +104,15 @@ const BY: [(&str, Fixed); 3] = [
     ("state", Fixed::ByState),
     ("owner", Fixed::ByOwner),
 ];
+
+/// The file of the root to which create payloads are written.
+const CREATE: &str = "create";
+
+/// The file of a VM to which verbs are written.
+pub const CTL: &str = "ctl";
+
+/// The file of a VM that says why the last failed write failed.
+pub const LAST_ERROR: &str = "last_error";
 
 /// Positions in a listing below this belong to what is always there.
 const LISTED: u64 = 64;
@@ -123,6 +137,8 @@ impl Tree {
             settled: ArcSwap::new(now),
             shown: ArcSwap::from_pointee(shown),
             generation: Mutex::new(0),
+            errors: Errors::default(),
+            counter: AtomicU32::new(0),
             ownership,
             status,
             began: nanos(SystemTime::now()),
@@ -207,6 +223,7 @@ impl Tree {
         match dir {
             Node::Fixed(Fixed::Root) => match ROOT.iter().find(|(fixed, _)| *fixed == name) {
                 Some((_, fixed)) => Some(Node::Fixed(*fixed)),
+                None if name == CREATE => Some(Node::Create(self.next())),
                 None => self.slot_of(&canonical_uuid(name)?).map(Node::vm),
             },
             Node::Fixed(Fixed::Streams) => match canonical_uuid(name) {
@@ -216,7 +233,7 @@ impl Tree {
                         .parse::<u64>()
                         .ok()
                         .filter(|seq| seq.to_string() == name)?;
-                    (seq >> 62 == 0).then_some(Node::EventsAfter(seq))
+                    (seq < Node::EVENTS_END).then_some(Node::EventsAfter(seq))
                 }
             },
             Node::Fixed(Fixed::By) => BY
@@ -242,12 +259,31 @@ impl Tree {
             Node::Owner(group) => {
                 self.lookup_member(&self.settled.load().owners, group, name, Link::Owner)
             }
+            Node::File(slot, FileId::DIR) if name == CTL => {
+                self.shown(slot)?;
+                Some(Node::Ctl(slot, self.next()))
+            }
+            Node::File(slot, FileId::DIR) if name == LAST_ERROR => {
+                self.shown(slot)?;
+                Some(Node::LastError(slot))
+            }
             Node::File(slot, dir) => {
                 let vm = self.vm(slot)?;
                 vm.lookup(dir, name).map(|file| Node::File(slot, file.id))
             }
-            Node::Fixed(_) | Node::EventsAfter(_) | Node::EventsOf(_) | Node::Link(..) => None,
+            Node::Fixed(_)
+            | Node::EventsAfter(_)
+            | Node::EventsOf(_)
+            | Node::Link(..)
+            | Node::Create(_)
+            | Node::Ctl(..)
+            | Node::LastError(_) => None,
         }
+    }
+
+    /// A number that no `ctl` or `create` which somebody still uses has.
+    fn next(&self) -> Counter {
+        Counter::next(&self.counter)
     }
 
     fn lookup_member(&self, index: &Index, group: u64, name: &str, link: Link) -> Option<Node> {
@@ -291,7 +327,8 @@ impl Tree {
             Node::State(_) => Node::Fixed(Fixed::ByState),
             Node::Owner(_) => Node::Fixed(Fixed::ByOwner),
             Node::Link(..) => Node::Fixed(Fixed::By),
-            Node::File(_, FileId::DIR) => Node::ROOT,
+            Node::Create(_) | Node::File(_, FileId::DIR) => Node::ROOT,
+            Node::Ctl(slot, _) | Node::LastError(slot) => Node::vm(slot),
             Node::File(slot, id) => {
                 let parent = self
                     .vm(slot)

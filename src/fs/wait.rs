@@ -3,20 +3,71 @@
 //! A process that waits for a FUSE reply cannot be ended, not even by SIGKILL: the kernel tells the
 //! server by a FUSE_INTERRUPT message and goes on waiting for the reply, and fuser answers that
 //! message with ENOSYS. So while a request is parked, somebody has to look whether its caller has a
-//! signal pending, and answer EINTR. That is the thread `interrupts`, every [`INTERVAL`].
+//! signal pending, and answer EINTR. That is the thread `interrupts`, every [`INTERVAL`]; it sleeps
+//! while nothing is parked.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
+
 /// How often callers are looked at.
-pub const INTERVAL: Duration = Duration::from_millis(50);
+const INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long a caller is kept whose signals cannot be seen: one outside of the daemon's pid
 /// namespace has pid 0.
 const BLIND: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Default)]
+struct Rung {
+    parked: bool,
+    ended: bool,
+}
+
+/// Tells the thread `interrupts` that requests are parked.
+#[derive(Debug, Default)]
+pub struct Interrupts {
+    rung: Mutex<Rung>,
+    wake: Condvar,
+}
+
+impl Interrupts {
+    /// Says that a request has been parked.
+    pub fn ring(&self) {
+        self.rung.lock().parked = true;
+        self.wake.notify_one();
+    }
+
+    /// Ends the thread.
+    pub fn end(&self) {
+        self.rung.lock().ended = true;
+        self.wake.notify_one();
+    }
+
+    /// Runs `interrupt` again and again while requests are parked, which is what it returns: the
+    /// thread `interrupts`.
+    pub fn run(&self, interrupt: impl Fn() -> bool) {
+        let mut any = false;
+        while self.wait(any) {
+            thread::sleep(INTERVAL);
+            any = interrupt();
+        }
+    }
+
+    /// Waits until a request is parked, unless `any` is; whether to go on.
+    fn wait(&self, any: bool) -> bool {
+        let mut rung = self.rung.lock();
+        while !any && !rung.parked && !rung.ended {
+            self.wake.wait(&mut rung);
+        }
+        rung.parked = false;
+        !rung.ended
+    }
+}
 
 /// A caller whose request is parked.
 #[derive(Clone, Debug)]
@@ -57,6 +108,27 @@ impl Caller {
             Err(_) => true,
         }
     }
+}
+
+/// Whether a thread is ending because a signal has killed its process: then its files are closed for
+/// it. `false` for one that cannot be seen.
+pub fn was_killed(tid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+    ended_by_signal(&stat)
+}
+
+/// Whether a `/proc/<tid>/stat` shows a process that a signal is ending.
+fn ended_by_signal(stat: &str) -> bool {
+    const EXITING: u64 = 4;
+    // The program's name is in brackets and may hold anything.
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let field = |number: usize| -> u64 {
+        let field = fields.split_ascii_whitespace().nth(number - 3);
+        field.and_then(|field| field.parse().ok()).unwrap_or(0)
+    };
+    // The exit code is the whole process's, as wait(2) tells it: its low bits are the signal.
+    let (flags, exit_code) = (field(9), field(52));
+    flags & EXITING != 0 && exit_code & 0x7f != 0
 }
 
 /// Whether a `/proc/<tid>/status` shows a pending signal that is not blocked.

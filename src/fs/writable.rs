@@ -3,7 +3,7 @@
 //! Every file is opened with direct I/O, so that read(2) never sees the page cache; names and
 //! attributes are cached without end and invalidated on change ([`super::settle`]). This file is
 //! the adapter between fuser and the tree: each request is answered at once from memory, but for
-//! reads of streams, which are parked. No handler waits, so the mount cannot freeze.
+//! reads of streams and writes, which are parked. No handler waits, so the mount cannot freeze.
 //!
 //! Directories are opened without a message: the first OPENDIR is answered ENOSYS, which the kernel
 //! remembers, and listings are cached by the kernel.
@@ -12,15 +12,13 @@ use std::ffi::OsStr;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow,
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
 };
 
 use super::announce::{self, Announcing};
@@ -28,52 +26,17 @@ use super::errno::Refused;
 use super::handle::{Handle, Handles};
 use super::held::Held;
 use super::inode::Node;
+use super::messages::{Message, Messages};
 use super::poll::{self, Polls};
 use super::stream::{Blocking, Streams};
-use super::tree::{Lasts, Tree};
+use super::tree::Tree;
 use super::wait::Caller;
+use super::writing::{Writes, Writing};
+use crate::mutation::Wait;
 
-/// How long the kernel keeps names and attributes: until it is told otherwise.
-const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+mod entry;
 
-/// How many messages of each kind came, for `.status` and for the tests that count them.
-#[derive(Debug, Default)]
-pub struct Messages([AtomicU64; Message::ALL.len()]);
-
-macro_rules! messages {
-    ($($name:ident => $text:literal),* $(,)?) => {
-        /// A kind of message that the kernel sends.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[allow(missing_docs, reason = "they are the kernel's own names")]
-        pub enum Message { $($name),* }
-
-        impl Message {
-            /// All of them.
-            pub const ALL: [(Message, &'static str); [$($text),*].len()] = [$((Message::$name, $text)),*];
-        }
-    };
-}
-
-messages! {
-    Lookup => "lookup", Forget => "forget", Getattr => "getattr", Setattr => "setattr",
-    Readlink => "readlink", Open => "open", Read => "read", Write => "write", Flush => "flush",
-    Release => "release", Opendir => "opendir", Readdir => "readdir", Readdirplus => "readdirplus",
-    Getxattr => "getxattr", Listxattr => "listxattr", Poll => "poll", Change => "change",
-    Other => "other",
-}
-
-impl Messages {
-    fn count(&self, message: Message) {
-        self.0[message as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Each kind's name and how many came.
-    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        Message::ALL
-            .iter()
-            .map(|(message, name)| (*name, self.0[*message as usize].load(Ordering::Relaxed)))
-    }
-}
+use entry::Entered;
 
 /// What the kernel's requests are answered from.
 pub struct Writable {
@@ -81,85 +44,14 @@ pub struct Writable {
     pub(super) held: Arc<Held>,
     pub(super) handles: Arc<Handles>,
     pub(super) streams: Arc<Streams>,
+    pub(super) writes: Arc<Writes>,
     pub(super) polls: Arc<Polls>,
     pub(super) announcing: Arc<Announcing>,
     pub(super) messages: Arc<Messages>,
 }
 
-/// What the answer to a lookup says.
-struct Entered {
-    attr: fuser::FileAttr,
-    generation: Generation,
-    /// How long the kernel may keep the name and the attributes.
-    keep: Duration,
-}
-
 impl Writable {
-    fn node(&self, ino: INodeNo) -> Result<Node, Refused> {
-        Node::of(ino).ok_or(Refused::NoEntry)
-    }
-
-    /// Looks a name up and counts the lookup. The attributes are read after it has been counted:
-    /// a change that is published in between either sees the count or is in the attributes.
-    fn enter(&self, dir: INodeNo, name: &OsStr) -> Result<Entered, Refused> {
-        let node = self
-            .tree
-            .lookup(self.node(dir)?, name)
-            .ok_or(Refused::NoEntry)?;
-        self.enter_node(node)
-    }
-
-    fn enter_node(&self, node: Node) -> Result<Entered, Refused> {
-        self.held.hold(node.ino());
-        match self.tree.entry(node) {
-            Some((attr, lasts)) => Ok(Entered {
-                attr,
-                generation: Generation(self.tree.generation(node)),
-                keep: match lasts {
-                    Lasts::UntilTold => FOR_EVER,
-                    Lasts::Once => Duration::ZERO,
-                },
-            }),
-            None => {
-                self.held.forget(node.ino(), 1);
-                Err(Refused::NoEntry)
-            }
-        }
-    }
-
-    /// What a listing says of `.` and `..`, of which the kernel takes nothing.
-    fn dots(&self, node: Node) -> Result<Entered, Refused> {
-        Ok(Entered {
-            attr: self.tree.attr(node).ok_or(Refused::NoEntry)?,
-            generation: Generation(0),
-            keep: Duration::ZERO,
-        })
-    }
-
-    fn attributes(&self, ino: INodeNo) -> Result<fuser::FileAttr, Refused> {
-        self.tree.attr(self.node(ino)?).ok_or(Refused::NoEntry)
-    }
-
-    /// Makes a name come or go, if it is the daemon itself that asks; counts anybody else.
-    fn announced(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        change: announce::Change,
-    ) -> Result<u64, Refused> {
-        let answer = match parent {
-            INodeNo::ROOT => self
-                .announcing
-                .answer(request.pid(), name, change, &self.tree),
-            _ => Err(Refused::NotPermitted),
-        };
-        if answer.is_err() {
-            self.messages.count(Message::Change);
-        }
-        answer
-    }
-
+    /// Refuses what would change names, and counts it.
     fn refuse(&self, reply: impl FnOnce(Errno)) {
         self.messages.count(Message::Change);
         reply(Refused::NotPermitted.into());
@@ -189,8 +81,9 @@ impl Filesystem for Writable {
             InitFlags::FUSE_AUTO_INVAL_DATA,
             // A link's target never changes.
             InitFlags::FUSE_CACHE_SYMLINKS,
-            // O_TRUNC comes with the open and means nothing.
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            // Not FUSE_ATOMIC_O_TRUNC. With it the kernel takes the size for 0 after the open, without
+            // asking (fuse_truncate_update_attr), and a stat beside it may show that, perhaps for ever.
+            // Without it O_TRUNC comes as a SETATTR, which is answered with the size that is.
         ];
         for flag in wanted {
             // What an old kernel lacks costs messages, or is not needed there.
@@ -212,8 +105,8 @@ impl Filesystem for Writable {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.messages.count(Message::Getattr);
-        let attr = or_refuse!(self.attributes(ino), reply);
-        reply.attr(&FOR_EVER, &attr);
+        let (attr, keep) = or_refuse!(self.attributes(ino), reply);
+        reply.attr(&keep, &attr);
     }
 
     fn setattr(
@@ -236,12 +129,18 @@ impl Filesystem for Writable {
     ) {
         self.messages.count(Message::Setattr);
         if mode.is_some() || uid.is_some() || gid.is_some() {
+            if self
+                .node(ino)
+                .is_ok_and(|node| self.tree.attr(node).is_none())
+            {
+                self.writes.spoil(ino);
+            }
             return reply.error(Refused::NotPermitted.into());
         }
         // A new size or time changes nothing: the bytes written are the value. The kernel takes
         // over what is answered here without asking whether it was invalidated meanwhile, so it is
         // not to be kept.
-        let attr = or_refuse!(self.attributes(ino), reply);
+        let (attr, _) = or_refuse!(self.attributes(ino), reply);
         reply.attr(&Duration::ZERO, &attr);
     }
 
@@ -257,19 +156,13 @@ impl Filesystem for Writable {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.messages.count(Message::Open);
         let node = or_refuse!(self.node(ino), reply);
-        if flags.0 & libc::O_ACCMODE != libc::O_RDONLY {
-            return reply.error(Refused::NotPermitted.into());
-        }
-        let Some(handle) = Handle::open(&self.tree, node, request.pid()) else {
+        let Some(mut handle) = Handle::open(&self.tree, node, request.pid()) else {
             return reply.error(Refused::NoEntry.into());
         };
-        // Whoever only reads has nothing to flush: close(2) then costs no message.
-        let mut opened = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
-        if handle.is_stream() {
-            // Without STREAM two processes that share the descriptor exclude each other by the
-            // lock of its position, which the one that waits for an event holds.
-            opened |= FopenFlags::FOPEN_STREAM | FopenFlags::FOPEN_NONSEEKABLE;
+        if flags.0 & libc::O_ACCMODE != libc::O_RDONLY {
+            handle = handle.writing(or_refuse!(self.writes.open(node), reply));
         }
+        let opened = opened(&handle);
         reply.opened(self.handles.add(handle), opened);
     }
 
@@ -310,9 +203,19 @@ impl Filesystem for Writable {
         }
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        request: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        _: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         self.messages.count(Message::Flush);
-        reply.ok();
+        match self.handles.get(fh) {
+            Some(handle) => self.writes.flush(&handle, request.pid(), reply),
+            None => reply.error(Refused::BadHandle.into()),
+        }
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -333,7 +236,9 @@ impl Filesystem for Writable {
         self.messages.count(Message::Release);
         reply.ok();
         self.polls.remove(fh);
-        self.handles.remove(fh);
+        if let Some(handle) = self.handles.remove(fh) {
+            self.writes.close(&handle);
+        }
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -458,6 +363,20 @@ impl Filesystem for Writable {
         reply.error(Refused::NoIoctl.into());
     }
 
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u64,
+        _: i32,
+        reply: ReplyEmpty,
+    ) {
+        // Were it not supported, posix_fallocate(3) would write NUL bytes instead, which would be a value.
+        self.refuse(|errno| reply.error(errno));
+    }
+
     fn poll(
         &self,
         _: &Request,
@@ -484,7 +403,7 @@ impl Filesystem for Writable {
         reply.poll(ready & (events | always));
     }
 
-    // Names come and go with the VMs and by no other way. `mkdir` and `rmdir` of the root are how the
+    // Names come and go with the VMs and their properties and by no other way. `mkdir` and `rmdir` of the root are how the
     // daemon itself announces them.
 
     fn mkdir(
@@ -534,15 +453,34 @@ impl Filesystem for Writable {
 
     fn create(
         &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: u32,
-        _: u32,
-        _: i32,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
-        self.refuse(|errno| reply.error(errno));
+        let created = self.create_file(request, parent, name, (mode, umask), flags);
+        match created {
+            Ok((
+                Entered {
+                    attr,
+                    generation,
+                    keep,
+                },
+                handle,
+            )) => {
+                self.messages.count(Message::Open);
+                let opened = opened(&handle);
+                let fh = self.handles.add(handle);
+                reply.created(&keep, &attr, generation, fh, opened);
+            }
+            Err(errno) => {
+                self.messages.count(Message::Change);
+                reply.error(errno);
+            }
+        }
     }
 
     fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &std::path::Path, reply: ReplyEntry) {
@@ -572,19 +510,43 @@ impl Filesystem for Writable {
 
     fn write(
         &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
         _: u64,
-        _: &[u8],
+        data: &[u8],
         _: fuser::WriteFlags,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         self.messages.count(Message::Write);
-        reply.error(Refused::NotPermitted.into());
+        let handle = self.handles.get(fh);
+        let Some(handle) = handle.filter(|handle| handle.node.ino() == ino) else {
+            return reply.error(Refused::BadHandle.into());
+        };
+        let wait = if flags.0 & libc::O_NONBLOCK != 0 {
+            Wait::Applied
+        } else {
+            Wait::Confirmed
+        };
+        self.writes.write(&handle, data, wait, request.pid(), reply);
     }
+}
+
+/// How a file is opened.
+fn opened(handle: &Handle) -> FopenFlags {
+    let mut opened = FopenFlags::FOPEN_DIRECT_IO;
+    if !handle.writing.as_ref().is_some_and(Writing::needs_flush) {
+        // Whoever has nothing to flush closes the file without a message.
+        opened |= FopenFlags::FOPEN_NOFLUSH;
+    }
+    if handle.is_stream() {
+        // Without STREAM two processes that share the descriptor exclude each other by the
+        // lock of its position, which the one that waits for an event holds.
+        opened |= FopenFlags::FOPEN_STREAM | FopenFlags::FOPEN_NONSEEKABLE;
+    }
+    opened
 }
 
 fn send_xattr(value: &[u8], size: u32, reply: ReplyXattr) {

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use vminfod::cache::{Cache, Change, Published, Writer};
 use vminfod::fs::{Mount, MountOptions, OpenTo};
 use vminfod::ingest::{self, Health};
+use vminfod::mutation::{Changes, Mutations, ReadOnly, Timeouts};
 use vminfod::source::Source;
 use vminfod::source::zones::{Faults, Zones, ZonesOptions};
 use vminfod::vm::files::Rendered;
@@ -83,7 +84,10 @@ impl Direct {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("vms");
         fs::create_dir(&at).unwrap();
-        let mount = Mount::new(cache, &at, &mount_options(), || "{}\n".to_owned()).unwrap();
+        let mount = Mount::new(cache, &at, &mount_options(), Arc::new(ReadOnly), || {
+            "{}\n".to_owned()
+        })
+        .unwrap();
         Direct {
             dir,
             writer,
@@ -146,28 +150,40 @@ pub struct Hosted {
     pub faults: Arc<Faults>,
     /// What ingest knows.
     pub health: Arc<Mutex<Health>>,
-    source: Zones,
+    source: Arc<Zones>,
     mount: Option<Mount>,
 }
 
 impl Hosted {
     /// A store of `vms` VMs, all of them listed.
     pub fn new(vms: usize) -> Hosted {
+        Hosted::with(vms, Timeouts::default())
+    }
+
+    /// The same, whose changes wait so long for their confirmation.
+    pub fn with(vms: usize, timeouts: Timeouts) -> Hosted {
         let store = Store::new(vms);
         let options = ZonesOptions::new(store.root());
         let faults = options.faults.clone();
-        let source = Zones::new(options);
+        let source = Arc::new(Zones::new(options));
         let (cache, writer) = Cache::new(64 << 20);
         let health: Arc<Mutex<Health>> = Arc::default();
         let (reports, reported) = mpsc::channel();
+        let mutations = Mutations::new(cache.clone(), source.clone(), source.applier(), timeouts);
         source.start(reports).unwrap();
-        let ingest = health.clone();
-        thread::spawn(move || ingest::run(writer, reported, ingest));
+        let (ingest, ours) = (health.clone(), mutations.clone());
+        thread::spawn(move || {
+            ingest::run(writer, reported, ingest, &move |uuid, old, new| {
+                ours.txn(uuid, old, new)
+            });
+        });
         until("the store is listed", || health.lock().ready.then_some(()));
+        mutations.shown(&cache.now());
         let mount = Mount::new(
             cache.clone(),
             &store.mountpoint(),
             &mount_options(),
+            Arc::new(mutations),
             String::new,
         )
         .unwrap();
@@ -190,6 +206,11 @@ impl Hosted {
     #[track_caller]
     pub fn read(&self, below: impl AsRef<std::path::Path>) -> String {
         fs::read_to_string(self.path(below)).unwrap()
+    }
+
+    /// How many writers wait for their change.
+    pub fn writers_waiting(&self) -> usize {
+        self.mount.as_ref().unwrap().numbers().writers_waiting()
     }
 
     /// Scans everything, and waits until that has been published.

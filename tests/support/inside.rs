@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 use vminfod::cache::{Cache, Change, Writer};
 use vminfod::fs::{Mount, MountOptions, Numbers, OpenTo};
+use vminfod::mutation::ReadOnly;
 use vminfod::vm::Object;
 use vminfod::vm::files::Rendered;
 
@@ -100,7 +101,14 @@ impl Inside {
             open_to: OpenTo::Everybody,
         };
         let path = dir.path().join("vms");
-        let mount = Mount::new(cache.clone(), &path, &options, String::new).unwrap();
+        let mount = Mount::new(
+            cache.clone(),
+            &path,
+            &options,
+            Arc::new(ReadOnly),
+            String::new,
+        )
+        .unwrap();
         let numbers = mount.numbers();
         Inside {
             writer,

@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use vminfod::sample;
 
 pub mod direct;
+pub mod fake;
 pub mod inside;
 pub mod listing;
 pub mod map;
@@ -31,6 +32,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const VMINFOD: &str = env!("CARGO_BIN_EXE_vminfod");
 /// The client.
 pub const VMINFO: &str = env!("CARGO_BIN_EXE_vminfo");
+/// The client that also changes VMs.
+pub const VMADM: &str = env!("CARGO_BIN_EXE_vmadm");
 
 /// Waits until something is there.
 #[track_caller]
@@ -82,6 +85,36 @@ impl Store {
     /// The names of the zones, in the order of the index.
     pub fn zones(&self) -> Vec<String> {
         sample::change::zonenames(&self.root()).unwrap()
+    }
+
+    /// Gives the first zone a name that is not its uuid, and returns its uuid. Only before the store
+    /// is mounted.
+    #[track_caller]
+    pub fn name_zone(&self, name: &str) -> String {
+        let zone = self.zones().remove(0);
+        for (folder, extension) in [
+            ("etc/zones", "xml"),
+            ("var/db/datasets", "json"),
+            ("var/run/zones", "json"),
+        ] {
+            let file = self.path(format!("{folder}/{zone}.{extension}"));
+            // A zone that does not run has no runtime state.
+            if let Ok(text) = fs::read_to_string(&file) {
+                let named = self.path(format!("{folder}/{name}.{extension}"));
+                fs::write(named, text.replace(&zone, name)).unwrap();
+                fs::remove_file(file).unwrap();
+            }
+        }
+        let folder = |zone| self.path(format!("zones/{zone}"));
+        fs::rename(folder(zone.as_str()), folder(name)).unwrap();
+        let index = self.path("etc/zones/index");
+        let text = fs::read_to_string(&index).unwrap();
+        let line = text.lines().find(|line| line.starts_with(&zone)).unwrap();
+        let mut fields: Vec<String> = line.split(':').map(|it| it.replace(&zone, name)).collect();
+        let uuid = line.rsplit(':').next().unwrap().to_owned();
+        *fields.last_mut().unwrap() = uuid.clone();
+        fs::write(&index, text.replace(line, &fields.join(":"))).unwrap();
+        uuid
     }
 
     /// Mounts it.
@@ -373,6 +406,13 @@ impl Finished {
     pub fn succeeded(self) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
         self.out
+    }
+
+    /// Asserts success that is told by these words on standard error, and by nothing else.
+    #[track_caller]
+    pub fn said(&self, words: &str) {
+        assert_eq!(self.err, format!("{words}\n"), "{self:?}");
+        assert_eq!((self.code, self.out.as_str()), (Some(0), ""));
     }
 
     /// Asserts a failure that is one line on standard error which names these things.

@@ -33,7 +33,10 @@ impl Tree {
                 Fixed::ByOwner => self.dir(node, Access::PUBLIC, settled.owners.values_changed),
                 Fixed::Streams => self.dir(node, Access::SECRET, 0),
                 Fixed::Events => self.file(node, 0, Access::SECRET, settled.changed),
-                Fixed::Errors => self.file(node, 0, Access::SECRET, 0),
+                Fixed::Errors => {
+                    let (size, mtime) = self.errors.size();
+                    self.file(node, size, Access::SECRET, mtime)
+                }
                 Fixed::Status => self.file(node, 0, Access::PUBLIC, 0),
                 Fixed::Vms => self.file(node, vms::len(&settled), Access::SECRET, settled.changed),
                 Fixed::History => {
@@ -46,6 +49,16 @@ impl Tree {
             Node::EventsOf(slot) => {
                 self.shown(slot)?;
                 self.file(node, 0, Access::SECRET, 0)
+            }
+            Node::Create(_) => self.file(node, 0, Access::COMMAND, 0),
+            Node::Ctl(slot, _) => {
+                self.shown(slot)?;
+                self.file(node, 0, Access::COMMAND, self.mtime(node))
+            }
+            Node::LastError(slot) => {
+                let vm = self.shown(slot)?.uuid;
+                let (size, _) = self.errors.last_size(&vm);
+                self.file(node, size, Access::SECRET, self.mtime(node))
             }
             Node::State(group) => self.dir(node, Access::PUBLIC, settled.states.at(group)?.changed),
             Node::Owner(group) => self.dir(node, Access::PUBLIC, settled.owners.at(group)?.changed),
@@ -86,6 +99,15 @@ impl Tree {
         })
     }
 
+    /// The attributes of a file that is being created and has not been confirmed: it is empty.
+    pub fn attr_pending(&self, node: Node, secret: bool) -> FileAttr {
+        let access = Access {
+            settable: true,
+            secret,
+        };
+        self.file(node, 0, access, 0)
+    }
+
     /// The attributes of a node, and how long the kernel may keep the name by which it was found.
     ///
     /// Settling takes back the names that were in the settled snapshot and are not in the newest.
@@ -94,6 +116,8 @@ impl Tree {
     pub fn entry(&self, node: Node) -> Option<(FileAttr, Lasts)> {
         let (slot, id) = match node {
             Node::File(slot, id) if id != FileId::DIR => (slot, id),
+            // Each lookup gets an inode of its own.
+            Node::Create(_) | Node::Ctl(..) => return Some((self.attr(node)?, Lasts::Once)),
             _ => return Some((self.attr(node)?, Lasts::UntilTold)),
         };
         let vm = self.vm(slot)?;
@@ -112,6 +136,16 @@ impl Tree {
                 .vm(slot)
                 .filter(|vm| vm.file(id).is_some())
                 .map_or(0, |vm| vm.mtime(id)),
+            Node::Fixed(Fixed::Errors) => self.errors.size().1,
+            Node::Ctl(slot, _) => self.vm(slot).map_or(0, |vm| vm.mtime_at_load()),
+            Node::LastError(slot) => self.vm(slot).map_or(0, |vm| {
+                let (_, mtime) = self.errors.last_size(&vm.uuid);
+                if mtime == 0 {
+                    vm.mtime_at_load()
+                } else {
+                    mtime
+                }
+            }),
             _ => self.settled.load().changed,
         }
     }
@@ -202,5 +236,9 @@ impl Access {
     const CREATE: Access = Access {
         settable: true,
         secret: false,
+    };
+    const COMMAND: Access = Access {
+        settable: true,
+        secret: true,
     };
 }

@@ -8,9 +8,9 @@ use std::ops::ControlFlow;
 
 use uuid::Uuid;
 
-use super::{BY, LISTED, ROOT, Tree, alias_name, encode_uuid};
+use super::{BY, CREATE, CTL, LAST_ERROR, LISTED, ROOT, Tree, alias_name, encode_uuid};
 use crate::cache::slots;
-use crate::fs::inode::{Fixed, Link, Node};
+use crate::fs::inode::{Counter, Fixed, Link, Node};
 use crate::vm::files::FileId;
 use crate::vm::name;
 
@@ -25,8 +25,12 @@ impl Tree {
         mut add: impl FnMut(u64, &OsStr, Node) -> ControlFlow<()>,
     ) -> Option<()> {
         let mut add = |position: u64, name: &str, node: Node| add(position, OsStr::new(name), node);
+        let mut always = Vec::new();
         let fixed: &[(&str, Fixed)] = match dir {
-            Node::Fixed(Fixed::Root) => &ROOT,
+            Node::Fixed(Fixed::Root) => {
+                always.push((CREATE, Node::Create(Counter::LISTED)));
+                &ROOT
+            }
             Node::Fixed(Fixed::By) => &BY,
             Node::Fixed(Fixed::Streams | Fixed::ByAlias | Fixed::ByState | Fixed::ByOwner) => &[],
             Node::State(_) | Node::Owner(_) => &[],
@@ -34,11 +38,19 @@ impl Tree {
                 if id != FileId::DIR && !self.vm(slot)?.file(id)?.is_dir() {
                     return None;
                 }
+                if id == FileId::DIR {
+                    always.push((CTL, Node::Ctl(slot, Counter::LISTED)));
+                    always.push((LAST_ERROR, Node::LastError(slot)));
+                }
                 &[]
             }
-            Node::Fixed(_) | Node::EventsAfter(_) | Node::EventsOf(_) | Node::Link(..) => {
-                return None;
-            }
+            Node::Fixed(_)
+            | Node::EventsAfter(_)
+            | Node::EventsOf(_)
+            | Node::Link(..)
+            | Node::Create(_)
+            | Node::Ctl(..)
+            | Node::LastError(_) => return None,
         };
         let dots = [(".", dir), ("..", self.parent(dir))];
         let fixed = fixed
@@ -47,6 +59,7 @@ impl Tree {
         for (index, (name, node)) in dots
             .into_iter()
             .chain(fixed)
+            .chain(always)
             .enumerate()
             .skip(position as usize)
         {
@@ -134,7 +147,13 @@ impl Tree {
                     )?;
                 }
             }
-            Node::Fixed(_) | Node::EventsAfter(_) | Node::EventsOf(_) | Node::Link(..) => {}
+            Node::Fixed(_)
+            | Node::EventsAfter(_)
+            | Node::EventsOf(_)
+            | Node::Link(..)
+            | Node::Create(_)
+            | Node::Ctl(..)
+            | Node::LastError(_) => {}
         }
         ControlFlow::Continue(())
     }

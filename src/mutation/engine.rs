@@ -1,0 +1,542 @@
+//! How a change goes its way, on its own thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::{Condvar, Mutex};
+use serde_json::Value;
+use tracing::{debug, info};
+use uuid::Uuid;
+
+use super::goal::Goal;
+use super::shown::Shown;
+use super::turns::{NoTurn, Turn, Turns};
+use super::txns::{Txn, Txns};
+use super::{Changed, Changes, Created, Done, Failure, Outcome, Wait, Wish};
+use crate::cache::{Cache, Snapshot};
+use crate::source::{Apply, Failed, FailedKind, Locked, Source};
+use crate::vm::Object;
+use crate::vm::files::Rendered;
+use crate::vm::payload::{self, Invalid, InvalidKind};
+use crate::vm::verb::Verb;
+use confirm::overtaken;
+
+mod confirm;
+
+/// How long a change may take from its beginning to its confirmation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Of values, snapshots and the like.
+    pub change: Duration,
+    /// Of what waits for a guest: start, stop, reboot, creation and deletion.
+    pub life: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            change: Duration::from_secs(60),
+            life: Duration::from_secs(300),
+        }
+    }
+}
+
+/// The changes in progress. Cheap to clone.
+#[derive(Clone)]
+pub struct Mutations(Arc<Inner>);
+
+struct Inner {
+    cache: Arc<Cache>,
+    source: Arc<dyn Source>,
+    apply: Arc<dyn Apply>,
+    timeouts: Timeouts,
+    turns: Arc<Turns>,
+    shown: Shown,
+    txns: Arc<Txns>,
+    /// What the last confirmed change of each VM did, for `revert`.
+    last: Mutex<HashMap<Uuid, Last>>,
+    ended: AtomicBool,
+    /// How many changes are being applied.
+    applying: Mutex<usize>,
+    applied: Condvar,
+}
+
+/// A confirmed change.
+#[derive(Debug)]
+enum Last {
+    Values { before: Object, after: Object },
+    Verb(Verb),
+}
+
+/// Counts a change as being applied, until this is dropped.
+struct Applying<'a>(&'a Inner);
+
+/// A change that was applied, and what it waits for.
+struct Applied {
+    goal: Arc<Goal>,
+    /// Its number in events, if it did anything.
+    _txn: Option<Txn>,
+    /// When it had been applied.
+    since: SystemTime,
+    last: Option<Last>,
+}
+
+impl Mutations {
+    /// Nothing in progress. What the cache has now counts as shown.
+    pub fn new(
+        cache: Arc<Cache>,
+        source: Arc<dyn Source>,
+        apply: Arc<dyn Apply>,
+        timeouts: Timeouts,
+    ) -> Mutations {
+        Mutations(Arc::new(Inner {
+            shown: Shown::new(cache.now()),
+            cache,
+            source,
+            apply,
+            timeouts,
+            turns: Arc::default(),
+            txns: Arc::default(),
+            last: Mutex::default(),
+            ended: AtomicBool::new(false),
+            applying: Mutex::new(0),
+            applied: Condvar::new(),
+        }))
+    }
+
+    /// The number of the change of ours that made `new` of `old`, if one did.
+    pub fn txn(
+        &self,
+        uuid: &Uuid,
+        old: Option<&Rendered>,
+        new: Option<&Rendered>,
+    ) -> Option<String> {
+        self.0.txns.of(uuid, old, new)
+    }
+}
+
+impl Changes for Mutations {
+    fn change(&self, uuid: Uuid, wish: Wish, wait: Wait, done: Changed) {
+        let inner = self.0.clone();
+        let done = Arc::new(Mutex::new(Some(done)));
+        let answer = {
+            let done = done.clone();
+            move |outcome| {
+                if let Some(done) = done.lock().take() {
+                    done(outcome);
+                }
+            }
+        };
+        let run = {
+            let answer = answer.clone();
+            move || inner.change(uuid, wish, wait, &answer)
+        };
+        if let Err(error) = thread::Builder::new().name("change".into()).spawn(run) {
+            answer(Err(Failure::Busy(no_thread(&error))));
+        }
+    }
+
+    fn create(&self, payload: Object, wait: Wait, done: Created) {
+        let created = match payload::create(&payload) {
+            Ok(created) => created,
+            Err(invalid) => return done(None, Err(invalid.into())),
+        };
+        let inner = self.0.clone();
+        let uuid = created.uuid;
+        let done = Arc::new(Mutex::new(Some(done)));
+        let answer = {
+            let done = done.clone();
+            move |outcome| {
+                if let Some(done) = done.lock().take() {
+                    done(Some(uuid), outcome);
+                }
+            }
+        };
+        let run = {
+            let answer = answer.clone();
+            move || inner.create(uuid, &created.target, wait, &answer)
+        };
+        if let Err(error) = thread::Builder::new().name("change".into()).spawn(run) {
+            answer(Err(Failure::Busy(no_thread(&error))));
+        }
+    }
+
+    fn shown(&self, snapshot: &Arc<Snapshot>) {
+        self.0.shown.show(snapshot);
+    }
+
+    fn end(&self, patience: Duration) {
+        self.0.ended.store(true, Ordering::Release);
+        self.0.turns.end();
+        self.0.shown.wake();
+        let deadline = Instant::now() + patience;
+        let mut applying = self.0.applying.lock();
+        while *applying > 0
+            && !self
+                .0
+                .applied
+                .wait_until(&mut applying, deadline)
+                .timed_out()
+        {}
+    }
+}
+
+impl Inner {
+    /// Changes a VM from the first step to the last, and answers as soon as the outcome is known.
+    fn change(&self, uuid: Uuid, wish: Wish, wait: Wait, answer: &dyn Fn(Outcome)) {
+        let timeout = match &wish {
+            Wish::Verb(Verb::Start | Verb::Stop { .. } | Verb::Reboot { .. } | Verb::Delete) => {
+                self.timeouts.life
+            }
+            _ => self.timeouts.change,
+        };
+        let deadline = Instant::now() + timeout;
+        let what = describe(&wish);
+        let result = self.take_turn(uuid, &what, deadline).and_then(|turn| {
+            let _applying = self.applying()?;
+            let applied = self.apply(uuid, wish, deadline)?;
+            Ok((turn, applied))
+        });
+        match result {
+            Err(failure) => {
+                debug!(vm = %uuid, what, %failure, "not changed");
+                answer(Err(failure));
+            }
+            Ok((turn, None)) => {
+                drop(turn);
+                answer(Ok(Done::Already));
+            }
+            Ok((turn, Some(applied))) => {
+                if wait == Wait::Applied {
+                    answer(Ok(Done::Applied));
+                }
+                // Whoever has the next turn may want to undo this one, so it ends when that is known.
+                let mut turn = Some(turn);
+                let outcome = self.confirm(uuid, &applied, &mut turn, deadline);
+                debug!(vm = %uuid, what, ?outcome, "changed");
+                if outcome.is_ok() {
+                    self.remember(uuid, applied.last);
+                }
+                drop(turn);
+                answer(outcome);
+            }
+        }
+    }
+
+    fn create(&self, uuid: Uuid, target: &Object, wait: Wait, answer: &dyn Fn(Outcome)) {
+        let deadline = Instant::now() + self.timeouts.life;
+        let result = self.take_turn(uuid, "create", deadline).and_then(|turn| {
+            let _applying = self.applying()?;
+            if self.shown.vm(&uuid).is_some() || self.cache.vm(&uuid).is_some() {
+                return Err(Failure::Exists(format!("{uuid}: this VM exists already")));
+            }
+            let goal = Arc::new(Goal::There);
+            let txn = self.txns.enter(uuid, goal.clone());
+            let made = self.apply.create(uuid, target, deadline);
+            self.source.reload(uuid);
+            made.map_err(|failed| failure(uuid, failed))?;
+            info!(vm = %uuid, "created");
+            Ok((
+                turn,
+                Applied {
+                    goal,
+                    _txn: Some(txn),
+                    since: SystemTime::now(),
+                    last: None,
+                },
+            ))
+        });
+        match result {
+            Err(failure) => answer(Err(failure)),
+            Ok((turn, applied)) => {
+                if wait == Wait::Applied {
+                    answer(Ok(Done::Applied));
+                }
+                answer(self.confirm(uuid, &applied, &mut Some(turn), deadline));
+            }
+        }
+    }
+
+    /// Everything up to and including the last step at the source; `None` if nothing had to be done
+    /// and the mount shows it.
+    fn apply(&self, uuid: Uuid, wish: Wish, deadline: Instant) -> Result<Option<Applied>, Failure> {
+        let locked = self
+            .apply
+            .lock(uuid, deadline)
+            .map_err(|failed| failure(uuid, failed))?;
+        let before = locked.vm().clone();
+        let wish = match wish {
+            Wish::Verb(Verb::Revert) => match self.revert(uuid, &before)? {
+                Reverted::To(target) => return self.update(uuid, locked, before, target),
+                Reverted::By(verb) => Wish::Verb(verb),
+            },
+            wish => wish,
+        };
+        match wish {
+            Wish::File { path, text } => {
+                let target = payload::of_file(&before, &path, &text)?;
+                self.update(uuid, locked, before, target)
+            }
+            Wish::Document(mut document) => {
+                if let Some(expected) = document.shift_remove("if_generation") {
+                    self.check_generation(uuid, &before, &expected)?;
+                }
+                let target = if document.contains_key("uuid") {
+                    payload::full(&before, &document)?
+                } else {
+                    payload::update(&before, &document)?
+                };
+                self.update(uuid, locked, before, target)
+            }
+            Wish::Verb(verb) => self.run(uuid, locked, before, verb),
+        }
+    }
+
+    fn update(
+        &self,
+        uuid: Uuid,
+        mut locked: Box<dyn Locked + '_>,
+        before: Object,
+        target: Object,
+    ) -> Result<Option<Applied>, Failure> {
+        let wanted = payload::wanted(&before, &target);
+        if wanted.is_empty() {
+            drop(locked);
+            return Ok(self.unless_shown(uuid, &before));
+        }
+        let goal = Arc::new(Goal::Values(wanted));
+        let txn = self.txns.enter(uuid, goal.clone());
+        let written = locked.update(&target);
+        // Also after a failure: some of it may have been written, and is to be seen.
+        self.source.reload(uuid);
+        written.map_err(|failed| failure(uuid, failed))?;
+        if !goal.is_met_by(Some(locked.vm())) {
+            return Err(overtaken(&goal, Some(locked.vm())));
+        }
+        let last = Some(Last::Values {
+            before,
+            after: locked.vm().clone(),
+        });
+        Ok(Some(Applied {
+            goal,
+            _txn: Some(txn),
+            since: SystemTime::now(),
+            last,
+        }))
+    }
+
+    fn run(
+        &self,
+        uuid: Uuid,
+        mut locked: Box<dyn Locked + '_>,
+        before: Object,
+        verb: Verb,
+    ) -> Result<Option<Applied>, Failure> {
+        verb.check(&before)?;
+        let can_be_so = matches!(verb, Verb::Start | Verb::Stop { .. });
+        if can_be_so && verb.confirmed(&before, Some(&before)) {
+            drop(locked);
+            return Ok(self.unless_shown(uuid, &before));
+        }
+        let is_sync = verb == Verb::Sync;
+        let last = Some(Last::Verb(verb.clone()));
+        let goal = Arc::new(Goal::Verb {
+            verb: verb.clone(),
+            before,
+        });
+        let txn = self.txns.enter(uuid, goal.clone());
+        let since = SystemTime::now();
+        let ran = match is_sync {
+            true => Ok(()),
+            false => locked.run(&verb),
+        };
+        self.source.reload(uuid);
+        ran.map_err(|failed| failure(uuid, failed))?;
+        Ok(Some(Applied {
+            goal,
+            _txn: Some(txn),
+            since: if is_sync { since } else { SystemTime::now() },
+            last: last.filter(|_| !is_sync),
+        }))
+    }
+
+    /// What the mount still has to show of a VM that is as it should be at its source; `None` if it
+    /// shows all of it.
+    fn unless_shown(&self, uuid: Uuid, fresh: &Object) -> Option<Applied> {
+        let shown = self.shown.vm(&uuid).map(|vm| vm.rendered.object());
+        let wanted = match &shown {
+            Some(shown) => payload::wanted(shown, fresh),
+            None => Vec::new(),
+        };
+        if shown.is_some() && wanted.is_empty() {
+            return None;
+        }
+        let goal = Arc::new(match shown {
+            Some(_) => Goal::Values(wanted),
+            None => Goal::There,
+        });
+        self.source.reload(uuid);
+        Some(Applied {
+            // It was somebody else's doing.
+            _txn: None,
+            goal,
+            since: SystemTime::now(),
+            last: None,
+        })
+    }
+
+    /// `if_generation`: the VM is still the version that the caller has read.
+    fn check_generation(
+        &self,
+        uuid: Uuid,
+        fresh: &Object,
+        expected: &Value,
+    ) -> Result<(), Failure> {
+        let Some(expected) = expected.as_u64() else {
+            return Err(Failure::Refused(Invalid {
+                kind: InvalidKind::Value,
+                message: format!("if_generation: not a whole number: {expected}"),
+            }));
+        };
+        let Some(vm) = self.cache.vm(&uuid) else {
+            return Err(gone(uuid));
+        };
+        if vm.generation != expected {
+            return Err(Failure::Moved(format!(
+                "if_generation: the VM has generation {} and not {expected}; read it again",
+                vm.generation
+            )));
+        }
+        // The source may be ahead of what anybody has read.
+        match payload::wanted(&vm.rendered.object(), fresh).first() {
+            None => Ok(()),
+            Some(changed) => Err(Failure::Moved(format!(
+                "if_generation: somebody has just changed the VM ({changed}); read it again"
+            ))),
+        }
+    }
+
+    fn revert(&self, uuid: Uuid, vm: &Object) -> Result<Reverted, Failure> {
+        let refused = |message: String| {
+            Failure::Refused(Invalid {
+                kind: InvalidKind::State,
+                message,
+            })
+        };
+        match self.last.lock().get(&uuid) {
+            None => Err(refused(
+                "revert: no change of this VM has been confirmed since the daemon started".into(),
+            )),
+            Some(Last::Values { before, after }) => {
+                Ok(Reverted::To(payload::revert(vm, before, after)?))
+            }
+            Some(Last::Verb(verb)) => match verb {
+                Verb::Start => Ok(Reverted::By(Verb::Stop {
+                    force: false,
+                    timeout: None,
+                })),
+                Verb::Stop { .. } => Ok(Reverted::By(Verb::Start)),
+                Verb::Snapshot(name) => Ok(Reverted::By(Verb::DeleteSnapshot(name.clone()))),
+                verb => Err(refused(format!(
+                    "revert: the last change was {verb}, which cannot be undone"
+                ))),
+            },
+        }
+    }
+
+    fn remember(&self, uuid: Uuid, last: Option<Last>) {
+        let mut all = self.last.lock();
+        let shown = self.cache.now();
+        if all.len() > 2 * shown.vms.len() + 64 {
+            all.retain(|uuid, _| shown.vm(uuid).is_some());
+        }
+        match last {
+            Some(Last::Verb(Verb::Delete)) => drop(all.remove(&uuid)),
+            Some(last) => drop(all.insert(uuid, last)),
+            None => {}
+        }
+    }
+
+    fn take_turn(&self, uuid: Uuid, what: &str, deadline: Instant) -> Result<Turn, Failure> {
+        let turn = self.turns.take(uuid, what.to_owned(), deadline);
+        turn.map_err(|no_turn| match no_turn {
+            NoTurn::Late(other) => Failure::Busy(format!(
+                "{what}: another change of this VM does not end: {other}; nothing was applied"
+            )),
+            NoTurn::Ended => not_begun(),
+        })
+    }
+
+    fn applying(&self) -> Result<Applying<'_>, Failure> {
+        let mut applying = self.applying.lock();
+        if self.ended.load(Ordering::Acquire) {
+            return Err(not_begun());
+        }
+        *applying += 1;
+        Ok(Applying(self))
+    }
+}
+
+/// How a change is undone.
+enum Reverted {
+    To(Object),
+    By(Verb),
+}
+
+impl Drop for Applying<'_> {
+    fn drop(&mut self) {
+        *self.0.applying.lock() -= 1;
+        self.0.applied.notify_all();
+    }
+}
+
+/// What a wish is, for messages about it. Values may be secrets.
+fn describe(wish: &Wish) -> String {
+    match wish {
+        Wish::File { path, .. } => path.join("/"),
+        Wish::Document(document) => {
+            let names: Vec<&str> = document.keys().map(String::as_str).take(4).collect();
+            match document.len() > names.len() {
+                true => format!("vm.json ({}, …)", names.join(", ")),
+                false => format!("vm.json ({})", names.join(", ")),
+            }
+        }
+        Wish::Verb(verb) => verb.to_string(),
+    }
+}
+
+fn no_thread(error: &std::io::Error) -> String {
+    format!("too many changes at once, no thread for this one: {error}; nothing was applied")
+}
+
+fn not_begun() -> Failure {
+    Failure::Ended("the daemon ends: nothing was applied".into())
+}
+
+fn gone(uuid: Uuid) -> Failure {
+    Failure::Gone(format!("{uuid}: this VM does not exist, or has just gone"))
+}
+
+fn failure(uuid: Uuid, failed: Failed) -> Failure {
+    let Failed {
+        kind,
+        applied,
+        reason,
+    } = failed;
+    match kind {
+        FailedKind::Gone => Failure::Gone(reason),
+        FailedKind::Busy => Failure::Busy(reason),
+        FailedKind::Exists => Failure::Exists(reason),
+        FailedKind::Invalid => Failure::Refused(Invalid {
+            kind: InvalidKind::Value,
+            message: reason,
+        }),
+        FailedKind::Source => {
+            debug!(vm = %uuid, reason, ?applied, "the source failed");
+            Failure::Source { reason, applied }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Waiting until what was applied is shown.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::{Applied, Inner, gone};
+use crate::mutation::goal::Goal;
+use crate::mutation::turns::Turn;
+use crate::mutation::{Done, Failure, Outcome};
+use crate::source::FailedKind;
+use crate::vm::Object;
+
+/// How long a change that was applied keeps the others of its VM waiting for its confirmation.
+const HANDOVER: Duration = Duration::from_secs(5);
+
+/// After how long the source is asked to look again, and looked at, while nothing is confirmed.
+const LOOK: [Duration; 4] = [
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+    Duration::from_secs(10),
+];
+
+/// How often a goal that a reading meets without a change is looked at.
+const SEEN: Duration = Duration::from_millis(5);
+
+/// How long the lock of a VM is tried when it is only to be looked at.
+const GLANCE: Duration = Duration::from_millis(20);
+
+impl Inner {
+    /// Waits until the mount shows what was applied.
+    pub(super) fn confirm(
+        &self,
+        uuid: Uuid,
+        applied: &Applied,
+        turn: &mut Option<Turn>,
+        deadline: Instant,
+    ) -> Outcome {
+        let Applied { goal, since, .. } = applied;
+        let watch = self.shown.watch(uuid);
+        let began = Instant::now();
+        let mut looks = LOOK.into_iter();
+        let mut next_look = looks.next();
+        let mut was_there = false;
+        let mut is_first = true;
+        loop {
+            let look_at = next_look.map(|after| began + after);
+            let mut until = deadline.min(look_at.unwrap_or(deadline));
+            if turn.is_some() {
+                until = until.min(began + HANDOVER);
+            }
+            if goal.is_of_time() {
+                until = until.min(Instant::now() + SEEN);
+            }
+            let (vm, is_new) = watch.next(until);
+            if goal.is_met(vm.as_deref(), *since) {
+                return Ok(Done::Confirmed);
+            }
+            if self.ended.load(Ordering::Acquire) {
+                return Err(Failure::Ended(
+                    "the daemon ends: applied, but not confirmed; read it after the next start"
+                        .into(),
+                ));
+            }
+            let is_there = vm.is_some();
+            if was_there && !is_there {
+                return Err(gone(uuid));
+            }
+            was_there |= is_there;
+            let now = Instant::now();
+            if now >= began + HANDOVER {
+                *turn = None;
+            }
+            // Another version that is not what we want may mean that somebody was faster.
+            let is_another = is_new && !std::mem::take(&mut is_first) && !goal.is_of_time();
+            if is_another || look_at.is_some_and(|at| now >= at) {
+                if !is_another {
+                    next_look = looks.next();
+                }
+                self.look(uuid, goal)?;
+            }
+            if now >= deadline {
+                let object = vm.map(|vm| vm.rendered.object());
+                return Err(self.unconfirmed(goal, object.as_ref()));
+            }
+        }
+    }
+
+    /// Looks at the source whether it still has what was applied, and asks it to report.
+    fn look(&self, uuid: Uuid, goal: &Goal) -> Result<(), Failure> {
+        self.source.reload(uuid);
+        if goal.is_of_time() || matches!(goal, Goal::Verb { .. }) {
+            return Ok(());
+        }
+        match self.apply.lock(uuid, Instant::now() + GLANCE) {
+            Ok(locked) if !goal.is_met_by(Some(locked.vm())) => {
+                Err(overtaken(goal, Some(locked.vm())))
+            }
+            Err(failed) if failed.kind == FailedKind::Gone => Err(gone(uuid)),
+            // Somebody works on it, or it cannot be read now: the next look will tell.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    fn unconfirmed(&self, goal: &Goal, vm: Option<&Object>) -> Failure {
+        let (missing, parts) = goal.missing(vm);
+        let watchers: Vec<String> = parts
+            .into_iter()
+            .map(|part| self.apply.watcher(part))
+            .collect();
+        Failure::Unconfirmed(format!(
+            "{missing}: applied, but not confirmed in time; silent: {}; see .status",
+            watchers.join(", ")
+        ))
+    }
+}
+
+/// What was applied is no longer so at the source, which has this.
+pub(super) fn overtaken(goal: &Goal, vm: Option<&Object>) -> Failure {
+    let (missing, _) = goal.missing(vm);
+    Failure::Overtaken(format!(
+        "{missing}: applied, but the source now has something else: somebody has changed it since"
+    ))
+}
