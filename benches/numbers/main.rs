@@ -17,6 +17,7 @@ mod load;
 mod mounts;
 mod reads;
 mod report;
+mod writes;
 
 use mounts::{Scratch, Store};
 use report::Report;
@@ -33,8 +34,8 @@ struct Args {
     /// libfuse3's example, built with direct I/O
     #[arg(long, value_name = "PROGRAM")]
     hello: PathBuf,
-    /// Only these sections: reads, load, latency, burst
-    #[arg(value_name = "SECTION", value_parser = ["reads", "load", "latency", "burst"])]
+    /// Only these sections: reads, load, latency, burst, writes
+    #[arg(value_name = "SECTION", value_parser = ["reads", "load", "latency", "burst", "writes"])]
     sections: Vec<String>,
     /// What cargo adds
     #[arg(long, hide = true)]
@@ -76,7 +77,10 @@ fn run(args: &Args, size: Size, report: &mut Report) -> Result<(), Failure> {
     if wanted("reads") {
         reads::run(report, size, &scratch, &args.hello)?;
     }
-    if ["load", "latency", "burst"].into_iter().any(wanted) {
+    if ["load", "latency", "burst", "writes"]
+        .into_iter()
+        .any(wanted)
+    {
         let small = Store::new(&scratch, "small", 100)?;
         let large = Store::new(&scratch, "large", 10_000)?;
         if wanted("load") {
@@ -87,6 +91,9 @@ fn run(args: &Args, size: Size, report: &mut Report) -> Result<(), Failure> {
         }
         if wanted("burst") {
             burst::run(report, size, &large)?;
+        }
+        if wanted("writes") {
+            writes::run(report, size, &large)?;
         }
     }
     Ok(())
