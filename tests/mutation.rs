@@ -383,6 +383,21 @@ fn a_vm_that_goes_ends_the_wait() {
 }
 
 #[test]
+fn a_vm_that_went_before_its_start_was_waited_for_ends_the_wait() {
+    let host = Host::new();
+    host.set("state", json!("stopped"));
+    host.set("zone_state", json!("installed"));
+    host.look(VM);
+    host.deaf();
+    let told = host.wish(Wish::Verb(Verb::Start), Wait::Confirmed);
+    host.nudged.lock().recv_timeout(PATIENCE).unwrap();
+    host.vms.lock().remove(&VM);
+    // Nobody shows that it has gone: the source is asked.
+    let outcome = told.recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(outcome, Err(Failure::Gone(_))), "{outcome:?}");
+}
+
+#[test]
 fn an_old_version_that_is_shown_meanwhile_ends_nothing() {
     let host = Host::new();
     host.deaf();

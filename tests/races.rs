@@ -18,7 +18,7 @@ use vminfod::mutation::Timeouts;
 mod support;
 
 use support::direct::Hosted;
-use support::{PATIENCE, Running, Store, run, until};
+use support::{Running, Store, run, until};
 
 const IMAGE: &str = "01b2c898-945f-11e1-a523-af1afbe22822";
 
@@ -357,5 +357,4 @@ fn stopping_answers_all_who_wait_and_unmounts() {
         assert_eq!(status.code(), Some(1));
     }
     drop(locks);
-    let _ = PATIENCE;
 }

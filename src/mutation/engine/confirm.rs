@@ -91,14 +91,14 @@ impl Inner {
     /// Looks at the source whether it still has what was applied, and asks it to report.
     fn look(&self, uuid: Uuid, goal: &Goal) -> Result<(), Failure> {
         self.source.reload(uuid);
-        if goal.is_of_time() || matches!(goal, Goal::Verb { .. }) {
-            return Ok(());
-        }
         match self.apply.lock(uuid, Instant::now() + GLANCE) {
-            Ok(locked) if !goal.is_met_by(Some(locked.vm())) => {
+            // What a VM does takes its time; values are there or are not.
+            Ok(locked) if matches!(goal, Goal::Values(_)) && !goal.is_met_by(Some(locked.vm())) => {
                 Err(overtaken(goal, Some(locked.vm())))
             }
-            Err(failed) if failed.kind == FailedKind::Gone => Err(gone(uuid)),
+            Err(failed) if failed.kind == FailedKind::Gone && !goal.is_met_by(None) => {
+                Err(gone(uuid))
+            }
             // Somebody works on it, or it cannot be read now: the next look will tell.
             Ok(_) | Err(_) => Ok(()),
         }
