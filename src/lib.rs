@@ -5,6 +5,8 @@
 //!
 //! ```text
 //! source ──report──▶ ingest ──publish──▶ cache ──follow──▶ fs (the mount)
+//!    ▲                                                         │
+//!    └──────────────apply──── mutation ◀──────────wish─────────┘
 //! ```
 //!
 //! The modules, from the ground up; an import only ever points down this list's floors:
@@ -13,6 +15,7 @@
 //! - [`cache`]: the current VMs and the events, published together, read without waiting.
 //! - [`source`]: where VMs are read from: lists, watches, reports. Never sees the cache.
 //! - [`ingest`]: the one loop that owns the cache's writer.
+//! - [`mutation`]: changes of VMs: applied to the source, confirmed by what the mount shows.
 //! - [`fs`]: names and contents of the tree, and the mount. Never sees a source.
 //! - [`daemon`]: wires them: threads, signals, the order of start and stop.
 //! - [`client`]: what the command-line tools share. Sees only a mounted tree.

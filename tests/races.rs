@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -36,6 +36,16 @@ fn delay() -> Duration {
 fn uuids(hosted: &Hosted) -> Vec<String> {
     let now = hosted.cache.now();
     now.vms.iter().map(|(_, vm)| vm.uuid.to_string()).collect()
+}
+
+/// Another process that writes the value 55 to a file, and waits.
+fn write_shares(file: &Path) -> Running {
+    let mut command = Command::new("dd");
+    command.arg(format!("of={}", file.display()));
+    command.args(["conv=notrunc", "status=none"]);
+    let mut writer = Running::start(command.stdin(Stdio::piped()).stderr(Stdio::null()));
+    writer.0.stdin.take().unwrap().write_all(b"55").unwrap();
+    writer
 }
 
 fn errno(result: std::io::Result<()>) -> i32 {
@@ -264,17 +274,7 @@ fn sixty_four_writers_that_are_never_confirmed_are_in_nobodys_way() {
     hosted.faults.hang(&names);
     let blocked: Vec<Running> = all
         .iter()
-        .map(|uuid| {
-            let mut command = Command::new("dd");
-            command.arg(format!(
-                "of={}",
-                hosted.path(format!("{uuid}/cpu_shares")).display()
-            ));
-            command.args(["conv=notrunc", "status=none"]);
-            let mut writer = Running::start(command.stdin(Stdio::piped()).stderr(Stdio::null()));
-            writer.0.stdin.take().unwrap().write_all(b"55").unwrap();
-            writer
-        })
+        .map(|uuid| write_shares(&hosted.path(format!("{uuid}/cpu_shares"))))
         .collect();
     until("all of them wait", || {
         (hosted.writers_waiting() == 64).then_some(())
@@ -333,17 +333,7 @@ fn stopping_answers_all_who_wait_and_unmounts() {
         .collect();
     let mut writers: Vec<Running> = uuids
         .iter()
-        .map(|uuid| {
-            let mut command = Command::new("dd");
-            command.arg(format!(
-                "of={}",
-                mounted.path(format!("{uuid}/cpu_shares")).display()
-            ));
-            command.args(["conv=notrunc", "status=none"]);
-            let mut writer = Running::start(command.stdin(Stdio::piped()).stderr(Stdio::null()));
-            writer.0.stdin.take().unwrap().write_all(b"55").unwrap();
-            writer
-        })
+        .map(|uuid| write_shares(&mounted.path(format!("{uuid}/cpu_shares"))))
         .collect();
     until("all of them wait", || {
         let waiting = mounted.status()["mount"]["writersWaiting"].as_u64();
