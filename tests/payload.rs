@@ -189,7 +189,8 @@ fn the_nics_of_a_full_object_are_compared_by_mac() {
     assert_eq!(
         target["nics"],
         json!([
-            {"interface": "net0", "mac": "92:00:00:00:00:09", "nic_tag": "new", "ip": "dhcp"},
+            {"interface": "net0", "mac": "92:00:00:00:00:09", "nic_tag": "new", "ip": "dhcp",
+                "ips": ["dhcp"]},
             {"interface": "net2", "mac": "92:00:00:00:00:03", "nic_tag": "storage", "primary": true},
         ])
     );
@@ -516,7 +517,31 @@ fn what_is_not_acceptable_is_refused_whole_and_named() {
             &bhyve,
             json!({"max_physical_memory": 600}),
             Bad,
-            "max_physical_memory: not at least ram",
+            "max_physical_memory: not at least ram, which is 512",
+        ),
+        (
+            &bhyve,
+            json!({"ram": 1024, "max_physical_memory": 1100}),
+            Bad,
+            "max_physical_memory: not at least ram, which is 1024, and 256 MiB: 1100",
+        ),
+        (
+            &zone,
+            json!({"ram": 512, "max_physical_memory": 1024}),
+            Bad,
+            "ram: the same as max_physical_memory, which is 1024: 512",
+        ),
+        (
+            &zone,
+            json!({"zfs_root_compression": "zstd-20"}),
+            Bad,
+            "zfs_root_compression: not on, off",
+        ),
+        (
+            &zone,
+            json!({"zfs_root_compression": "zstd-fast-15"}),
+            Bad,
+            "zfs_root_compression: not on, off",
         ),
         (
             &bhyve,
@@ -649,6 +674,277 @@ fn the_limits_of_memory_follow_each_other() {
 }
 
 #[test]
+fn memory_that_fits_may_be_given_whole() {
+    let zone = updated(
+        &vm("joyent"),
+        json!({"ram": 512, "max_physical_memory": 512}),
+    );
+    assert_eq!(zone["max_physical_memory"], 512);
+    let guest = updated(&vm("kvm"), json!({"ram": 512, "max_physical_memory": 900}));
+    assert_eq!(guest["max_physical_memory"], 900);
+}
+
+#[test]
+fn compressions_are_those_that_zfs_knows_as_it_shows_them() {
+    for name in [
+        "on",
+        "lz4",
+        "lzjb",
+        "zle",
+        "gzip",
+        "gzip-1",
+        "gzip-9",
+        "zstd",
+        "zstd-1",
+        "zstd-19",
+        "zstd-fast",
+        "zstd-fast-2",
+        "zstd-fast-10",
+        "zstd-fast-20",
+        "zstd-fast-100",
+        "zstd-fast-500",
+        "zstd-fast-1000",
+    ] {
+        let target = updated(&vm("joyent"), json!({"zfs_root_compression": name}));
+        assert_eq!(target["zfs_root_compression"], name);
+    }
+    let bhyve = vm("bhyve");
+    for (given, shown) in [("gzip-6", "gzip"), ("zstd-fast-1", "zstd-fast")] {
+        let disk = json!({"path": bhyve["disks"][0]["path"], "compression": given});
+        let target = updated(&bhyve, json!({"update_disks": [disk]}));
+        assert_eq!(target["disks"][0]["compression"], shown);
+        let target = updated(&bhyve, json!({"zfs_root_compression": given}));
+        assert_eq!(target["zfs_root_compression"], shown);
+    }
+}
+
+#[test]
+fn what_is_reserved_whole_for_a_disk_grows_with_it() {
+    let mut vm = vm("bhyve");
+    let path = vm["disks"][0]["path"].clone();
+    let reserved = |vm: &Object, changes: Value| {
+        let mut disk = object(changes);
+        disk.insert("path".into(), path.clone());
+        updated(vm, json!({"update_disks": [disk]}))["disks"][0]["refreservation"].clone()
+    };
+    for (now, changes, then) in [
+        (json!(1024), json!({"size": 2048}), json!(2048)),
+        (
+            json!(1024),
+            json!({"size": 2048, "refreservation": 0}),
+            json!(0),
+        ),
+        (
+            json!(1024),
+            json!({"refreservation": 5, "size": 2048}),
+            json!(5),
+        ),
+        (
+            json!(1024),
+            json!({"size": 512, "dangerous_allow_shrink": true}),
+            json!(512),
+        ),
+        (json!(1024), json!({"boot": false}), json!(1024)),
+        (json!(0), json!({"size": 2048}), json!(0)),
+        // As ZFS makes it by itself, with room for what it writes beside: it follows by itself.
+        (json!(1060), json!({"size": 2048}), json!(1060)),
+    ] {
+        vm["disks"][0]["refreservation"] = now;
+        assert_eq!(reserved(&vm, changes.clone()), then, "{changes}");
+    }
+    vm["disks"][0]["refreservation"] = json!(1024);
+    let mut document = vm.clone();
+    document["disks"][0]["size"] = json!(2048);
+    assert_eq!(
+        full(&vm, &document).unwrap()["disks"][0]["refreservation"],
+        2048
+    );
+}
+
+/// The addresses of a nic that had some, after changes to it: what differs.
+fn addresses(had: Value, changes: Value) -> Result<Value, Invalid> {
+    let mut vm = vm("joyent");
+    let mut nic = object(json!({"interface": "net0", "mac": "92:00:00:00:00:01"}));
+    nic.extend(object(had));
+    vm.insert("nics".into(), json!([nic]));
+    let mut changes = object(changes);
+    changes.insert("mac".into(), json!("92:00:00:00:00:01"));
+    let target = update(&vm, &object(json!({"update_nics": [changes]})))?;
+    let mut nic = object(target["nics"][0].clone());
+    nic.retain(|member, _| !matches!(member.as_str(), "interface" | "mac"));
+    Ok(Value::Object(nic))
+}
+
+#[test]
+fn the_single_and_the_listed_addresses_of_a_nic_follow_each_other() {
+    let had =
+        json!({"ip": "10.0.0.1", "netmask": "255.0.0.0", "ips": ["10.0.0.1/8", "fd00::1/64"]});
+    let gateways = json!({"gateway": "10.0.0.7", "gateways": ["10.0.0.7", "10.0.0.8"]});
+    for (had, changes, has) in [
+        (
+            &had,
+            json!({"ips": ["192.0.2.5/24", "10.0.0.1/8"]}),
+            json!({"ip": "192.0.2.5", "netmask": "255.255.255.0", "ips": ["192.0.2.5/24", "10.0.0.1/8"]}),
+        ),
+        (
+            &had,
+            json!({"ips": "addrconf,dhcp"}),
+            json!({"ip": "dhcp", "ips": ["addrconf", "dhcp"]}),
+        ),
+        (
+            &had,
+            json!({"ips": ["fd00::2/64"]}),
+            json!({"ips": ["fd00::2/64"]}),
+        ),
+        (&had, json!({"ips": []}), json!({})),
+        (
+            &had,
+            json!({"ip": "10.0.0.2"}),
+            json!({"ip": "10.0.0.2", "netmask": "255.0.0.0", "ips": ["10.0.0.2/8", "fd00::1/64"]}),
+        ),
+        (
+            &had,
+            json!({"ip": "192.0.2.5", "netmask": "255.255.255.255"}),
+            json!({"ip": "192.0.2.5", "netmask": "255.255.255.255", "ips": ["192.0.2.5/32", "fd00::1/64"]}),
+        ),
+        (
+            &had,
+            json!({"netmask": "0.0.0.0"}),
+            json!({"ip": "10.0.0.1", "netmask": "0.0.0.0", "ips": ["10.0.0.1/0", "fd00::1/64"]}),
+        ),
+        (
+            &had,
+            json!({"ip": "dhcp"}),
+            json!({"ip": "dhcp", "ips": ["dhcp", "fd00::1/64"]}),
+        ),
+        (&had, json!({"ip": null}), json!({"ips": ["fd00::1/64"]})),
+        // What is as it was was not changed, and follows.
+        (
+            &had,
+            json!({"ip": "10.0.0.1", "ips": ["10.0.0.3/8"]}),
+            json!({"ip": "10.0.0.3", "netmask": "255.0.0.0", "ips": ["10.0.0.3/8"]}),
+        ),
+        (
+            &had,
+            json!({"nic_tag": "admin", "ip": "10.0.0.1"}),
+            json!({"ip": "10.0.0.1", "netmask": "255.0.0.0", "ips": ["10.0.0.1/8", "fd00::1/64"], "nic_tag": "admin"}),
+        ),
+        (
+            &json!({}),
+            json!({"ip": "10.0.0.1", "netmask": "255.255.0.0"}),
+            json!({"ip": "10.0.0.1", "netmask": "255.255.0.0", "ips": ["10.0.0.1/16"]}),
+        ),
+        (
+            &json!({"ips": ["addrconf"]}),
+            json!({"ip": "10.0.0.1", "netmask": "255.0.0.0"}),
+            json!({"ip": "10.0.0.1", "netmask": "255.0.0.0", "ips": ["10.0.0.1/8", "addrconf"]}),
+        ),
+        // One after the other, as files are written.
+        (
+            &json!({}),
+            json!({"ip": "10.0.0.1"}),
+            json!({"ip": "10.0.0.1"}),
+        ),
+        (
+            &json!({"ip": "10.0.0.1"}),
+            json!({"netmask": "255.0.0.0"}),
+            json!({"ip": "10.0.0.1", "netmask": "255.0.0.0", "ips": ["10.0.0.1/8"]}),
+        ),
+        // An odd one that nobody changes stays odd.
+        (
+            &json!({"ip": "10.0.0.1", "ips": ["10.0.0.2/8"]}),
+            json!({"mtu": 1500}),
+            json!({"ip": "10.0.0.1", "ips": ["10.0.0.2/8"], "mtu": 1500}),
+        ),
+        (
+            &gateways,
+            json!({"gateways": ["10.0.0.9"]}),
+            json!({"gateway": "10.0.0.9", "gateways": ["10.0.0.9"]}),
+        ),
+        (
+            &gateways,
+            json!({"gateway": "10.0.0.9"}),
+            json!({"gateway": "10.0.0.9", "gateways": ["10.0.0.9", "10.0.0.8"]}),
+        ),
+        (
+            &gateways,
+            json!({"gateway": "10.0.0.8"}),
+            json!({"gateway": "10.0.0.8", "gateways": ["10.0.0.8"]}),
+        ),
+        (&gateways, json!({"gateway": ""}), json!({})),
+        (&gateways, json!({"gateways": null}), json!({})),
+        (
+            &json!({}),
+            json!({"gateway": "10.0.0.9"}),
+            json!({"gateway": "10.0.0.9", "gateways": ["10.0.0.9"]}),
+        ),
+    ] {
+        assert_eq!(
+            addresses(had.clone(), changes.clone()),
+            Ok(has),
+            "{had} {changes}"
+        );
+    }
+}
+
+#[test]
+fn addresses_that_contradict_each_other_are_refused() {
+    let had =
+        json!({"ip": "dhcp", "ips": ["dhcp"], "gateway": "10.0.0.7", "gateways": ["10.0.0.7"]});
+    for (changes, begins) in [
+        (
+            json!({"ips": ["10.0.0.1/8"], "ip": "10.0.0.2"}),
+            "nics[92:00:00:00:00:01].ip: ips says \"10.0.0.1\"",
+        ),
+        (
+            json!({"ips": ["10.0.0.1/8"], "netmask": "255.255.0.0"}),
+            "nics[92:00:00:00:00:01].netmask: ips says",
+        ),
+        (
+            json!({"ips": ["addrconf"], "ip": "10.0.0.2"}),
+            "nics[92:00:00:00:00:01].ip: ips says none",
+        ),
+        (
+            json!({"ip": "10.0.0.2"}),
+            "nics[92:00:00:00:00:01].netmask: missing",
+        ),
+        (
+            json!({"netmask": "255.255.0.0"}),
+            "nics[92:00:00:00:00:01].netmask: a nic has it only",
+        ),
+        (
+            json!({"gateway": "10.0.0.8", "gateways": ["10.0.0.9"]}),
+            "nics[92:00:00:00:00:01].gateway: gateways says",
+        ),
+    ] {
+        let error = addresses(had.clone(), changes.clone()).unwrap_err();
+        assert!(error.message.starts_with(begins), "{changes}: {error}");
+    }
+}
+
+#[test]
+fn a_full_object_may_lack_the_addresses_that_follow() {
+    let mut vm = vm("joyent");
+    vm["nics"][0]["ips"] = json!(["10.0.0.1/8", "fd00::1/64"]);
+    vm["nics"][0]["gateway"] = json!("10.0.0.7");
+    vm["nics"][0]["gateways"] = json!(["10.0.0.7"]);
+    for lacks in [
+        &["ip", "netmask", "gateway"][..],
+        &["ips", "gateways"],
+        &["ips"],
+    ] {
+        let mut document = vm.clone();
+        let nic = document["nics"][0].as_object_mut().unwrap();
+        nic.retain(|member, _| !lacks.contains(&member.as_str()));
+        assert_eq!(full(&vm, &document).as_ref(), Ok(&vm), "{lacks:?}");
+        document["nics"][0]["ip"] = json!("10.0.0.2");
+        let target = full(&vm, &document);
+        let ips = target.map(|target| target["nics"][0]["ips"].clone());
+        assert_eq!(ips, Ok(json!(["10.0.0.2/8", "fd00::1/64"])), "{lacks:?}");
+    }
+}
+
+#[test]
 fn a_new_nic_gets_what_it_lacks_and_the_primary_one_moves() {
     let vm = vm("joyent");
     let target = updated(
@@ -730,6 +1026,7 @@ fn what_is_wanted_holds_for_the_target_and_names_the_property() {
             "vnc_password = (secret)",
             "disks[/dev/zvol/rdsk/zones/5c1d4f1e-0000-4000-8000-000000000001-disk1] added",
             "nics[92:00:00:00:00:01].ip = \"10.0.0.9\"",
+            "nics[92:00:00:00:00:01].ips = [\"10.0.0.9/8\"]",
             "nics[92:00:00:00:00:03] removed",
             "tags.role removed",
             "tags.a.b = \"c\"",

@@ -14,6 +14,7 @@
 
 use super::Object;
 
+mod addresses;
 mod create;
 mod difference;
 mod draft;

@@ -139,10 +139,6 @@ impl Draft {
                 Some(Value::Bool(false)),
             ) => None,
             ("zfs_root_compression" | "zfs_data_compression", Some(off)) if off == "off" => None,
-            // ZFS shows its default level by the bare name.
-            ("zfs_root_compression" | "zfs_data_compression", Some(level)) if level == "gzip-6" => {
-                Some(Value::from("gzip"))
-            }
             (_, value) => value,
         }
     }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::addresses;
 use super::draft::{Draft, Purpose, objects};
 use super::value::{mac, same, value};
 use super::{Invalid, InvalidKind};
@@ -66,16 +67,25 @@ impl Draft {
             };
             return Err(InvalidKind::Unknown.refuse(named, reason));
         };
-        let mut element = old.clone();
+        let before = old.clone();
+        let mut element = before.clone();
         let mut primary = false;
         for (name, given) in changes {
             if name == key_of(list) || (list == "disks" && name == "dangerous_allow_shrink") {
                 continue;
             }
             let (row, value) = self.member(list, &named, name, given, Purpose::Update)?;
-            let old = element.get(row.name);
+            let old = before.get(row.name);
             if row.name == "size" {
                 grows(&named, old, value.as_ref(), changes)?;
+                // What is reserved whole stays so.
+                let is_whole = old.is_some() && old == before.get("refreservation");
+                if is_whole
+                    && !changes.contains_key("refreservation")
+                    && let Some(size) = &value
+                {
+                    element.insert("refreservation".to_owned(), size.clone());
+                }
             }
             match value {
                 Some(value) if old.is_some_and(|old| same(old, &value)) => {}
@@ -90,6 +100,9 @@ impl Draft {
                     element.shift_remove(row.name);
                 }
             }
+        }
+        if list == "nics" {
+            addresses::settle(&named, &before, &mut element)?;
         }
         self.edit(list, |elements| {
             let is_it = |now: &&mut Value| {
@@ -234,6 +247,7 @@ impl Draft {
             None => self.new_mac(),
         };
         nic.insert("mac".to_owned(), Value::from(mac));
+        addresses::settle(named, &Object::new(), nic)?;
         if property::hvm(&self.brand) && !nic.contains_key("model") {
             nic.insert("model".to_owned(), self.driver("nic_driver"));
         }

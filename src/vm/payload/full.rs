@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::addresses;
 use super::draft::{Draft, objects};
 use super::elements::{find, key_of, members};
 use super::value::same;
@@ -162,7 +163,8 @@ fn changes(draft: &Draft, list: &str, now: &Object, element: &Object) -> Object 
     }
     for row in members(list) {
         let gone = now.contains_key(row.name) && !element.contains_key(row.name);
-        if gone && row.removable && row.settable(&draft.brand) {
+        let implied = list == "nics" && addresses::is_implied(element, row.name);
+        if gone && !implied && row.removable && row.settable(&draft.brand) {
             changes.insert(row.name.to_owned(), Value::Null);
         }
     }

@@ -28,6 +28,11 @@ impl Draft {
         }
         let hvm = property::hvm(&self.brand);
         if let Some(ram) = self.ram {
+            let given = self.number("max_physical_memory").unwrap_or(ram);
+            if !hvm && self.said.contains("max_physical_memory") && given != ram {
+                let reason = format!("the same as max_physical_memory, which is {given}: {ram}");
+                return Err(InvalidKind::Value.refuse("ram", reason));
+            }
             let physical = ram + self.overhead();
             self.follow("max_physical_memory", physical);
             let physical = self.number("max_physical_memory").unwrap_or(physical);
@@ -44,7 +49,10 @@ impl Draft {
             && (said("ram") || said("max_physical_memory"))
             && physical < ram + LEAST_OVERHEAD
         {
-            let reason = format!("not at least ram and {LEAST_OVERHEAD} MiB: {physical}");
+            let reason = format!(
+                "not at least ram, which is {ram}, and {LEAST_OVERHEAD} MiB: {physical}; give \
+                 ram alone for one that fits"
+            );
             return Err(InvalidKind::Value.refuse("max_physical_memory", reason));
         }
         self.keep_ratio_of_tmpfs(physical);

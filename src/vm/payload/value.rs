@@ -44,7 +44,13 @@ pub(super) fn value(
             _ => return Err(refuse("not true or false")),
         },
         Kind::Number => number(property, given).map_err(refuse)?,
-        Kind::String => Value::from(text(property.name, given).map_err(refuse)?),
+        Kind::String => {
+            let mut text = text(property.name, given).map_err(refuse)?;
+            if is_of_compression(property.name) {
+                text = shown_compression(text);
+            }
+            Value::from(text)
+        }
         Kind::List => {
             let items = items(given).ok_or_else(|| refuse("not a list of texts"))?;
             if property.name == "blocked_outgoing_ports" {
@@ -250,9 +256,9 @@ fn check_text(list: &str, property: &str, text: &str) -> Result<(), String> {
         (_, "owner_uuid" | "billing_id" | "image_uuid" | "network_uuid" | "uuid") => {
             (is_uuid(text), "not a uuid")
         }
-        (_, "zfs_root_compression" | "zfs_data_compression" | "compression") => (
+        (_, property) if is_of_compression(property) => (
             is_compression(text),
-            "not on, off, lz4, lzjb, zle, zstd or gzip with or without a level",
+            "not on, off, lz4, lzjb, zle, or gzip, zstd or zstd-fast with or without a level",
         ),
         (_, "limit_priv" | "fs_allowed") => (
             text.split(',')
@@ -337,17 +343,39 @@ fn is_netmask(text: &str) -> bool {
     })
 }
 
+fn is_of_compression(property: &str) -> bool {
+    matches!(
+        property,
+        "zfs_root_compression" | "zfs_data_compression" | "compression"
+    )
+}
+
+/// Whether OpenZFS knows this compression. An older ZFS refuses by itself what it does not know.
 fn is_compression(text: &str) -> bool {
-    let level = |prefix, most: u8| {
-        text.strip_prefix(prefix)
-            .and_then(|level| level.parse::<u8>().ok())
-            .is_some_and(|level| (1..=most).contains(&level))
+    let level = |prefix| {
+        let level: &str = text.strip_prefix(prefix)?;
+        let plain = !level.starts_with(['0', '+']);
+        level.parse::<u16>().ok().filter(|_| plain)
+    };
+    let is_fast = |level| match level {
+        1..=10 | 500 | 1000 => true,
+        _ => level <= 100 && level % 10 == 0,
     };
     matches!(
         text,
-        "on" | "off" | "lz4" | "lzjb" | "zle" | "zstd" | "gzip"
-    ) || level("gzip-", 9)
-        || level("zstd-", 19)
+        "on" | "off" | "lz4" | "lzjb" | "zle" | "zstd" | "zstd-fast" | "gzip"
+    ) || level("gzip-").is_some_and(|level| (1..=9).contains(&level))
+        || level("zstd-").is_some_and(|level| (1..=19).contains(&level))
+        || level("zstd-fast-").is_some_and(is_fast)
+}
+
+/// The name by which ZFS shows a compression: that of the default level is the bare one.
+fn shown_compression(text: String) -> String {
+    match text.as_str() {
+        "gzip-6" => "gzip".to_owned(),
+        "zstd-fast-1" => "zstd-fast".to_owned(),
+        _ => text,
+    }
 }
 
 /// The logical size of a sector, or it and the physical one.
