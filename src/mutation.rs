@@ -56,8 +56,10 @@ pub enum Wish {
 pub enum Wait {
     /// Until the cache shows it.
     Confirmed,
-    /// Until the source has accepted it (`O_NONBLOCK`).
+    /// Until the source has accepted it.
     Applied,
+    /// The same, but not for others who change the VM (`O_NONBLOCK`).
+    AtOnce,
 }
 
 /// How a change ended well.
@@ -86,6 +88,9 @@ pub enum Failure {
     /// Somebody else has the VM's lock, or another change of it does not end.
     #[error("{0}")]
     Busy(String),
+    /// The same, of a change that was not to wait for them. It may be tried again at any time.
+    #[error("{0}")]
+    WouldBlock(String),
     /// The VM does not exist, or has gone meanwhile.
     #[error("{0}")]
     Gone(String),

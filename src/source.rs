@@ -139,6 +139,18 @@ pub trait Apply: Send + Sync {
     /// When the VM does not exist, the lock is not free until the deadline, or it cannot be read.
     fn lock(&self, uuid: Uuid, deadline: Instant) -> Result<Box<dyn Locked + '_>, Failed>;
 
+    /// The same, if the lock is free now; the deadline is that of what is done under it.
+    ///
+    /// # Errors
+    /// As those of [`Apply::lock`]; when somebody has the lock, at once.
+    fn try_lock(&self, uuid: Uuid, deadline: Instant) -> Result<Box<dyn Locked + '_>, Failed>;
+
+    /// Removes a VM that cannot be read: what is known to be its own without its configuration.
+    ///
+    /// # Errors
+    /// When it does not exist, the lock is not free until the deadline, or the source fails.
+    fn delete(&self, uuid: Uuid, deadline: Instant) -> Result<(), Failed>;
+
     /// Makes a VM.
     ///
     /// # Errors

@@ -41,6 +41,23 @@ pub fn system_time(nanos: Nanos) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos)
 }
 
+/// The time, as it tells what was before what: it never goes back, and no two moments have the same, also
+/// when somebody turns the clock back.
+pub fn now() -> SystemTime {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    system_time(next(&LAST, nanos(SystemTime::now())))
+}
+
+fn next(last: &AtomicU64, clock: Nanos) -> Nanos {
+    let after = |last: Nanos| clock.max(last + 1);
+    // The closure always gives a value.
+    let (Ok(before) | Err(before)) =
+        last.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| {
+            Some(after(last))
+        });
+    after(before)
+}
+
 /// One version of a VM, complete and immutable but for the time it was last seen to be true.
 #[derive(Debug)]
 pub struct Vm {
@@ -247,4 +264,17 @@ fn mtimes_since(old: &Vm, new: &Vm, now: Nanos) -> Box<[(FileId, Nanos)]> {
         .collect();
     mtimes.sort_unstable();
     mtimes.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_goes_on_when_the_clock_is_turned_back() {
+        let last = AtomicU64::new(0);
+        let times = [100, 200, 50, 50, 201, 202, 300].map(|clock| next(&last, clock));
+        assert_eq!(times, [100, 200, 201, 202, 203, 204, 300]);
+        assert!(now() < now());
+    }
 }

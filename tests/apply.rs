@@ -696,6 +696,60 @@ fn a_deleted_vm_leaves_nothing_and_the_others_as_they_were() {
 }
 
 #[test]
+fn a_vm_that_cannot_be_read_is_deleted_wholly_and_the_others_stay() {
+    for (brand, broken) in [
+        ("joyent", "etc/zones/ZONE.xml"),
+        ("kvm", "etc/zones/ZONE.xml"),
+        ("bhyve", "zones/ZONE/config/tags.json"),
+    ] {
+        let store = Store::new(30);
+        let applier = store.applier();
+        let uuid = store.find(brand, "running");
+        let zone = uuid.to_string();
+        fs::write(store.path(&broken.replace("ZONE", &zone)), "<").unwrap();
+        let before = store.files();
+        let error = applier.lock(uuid, soon()).err().unwrap();
+        assert_eq!(error.kind, FailedKind::Source);
+        applier.delete(uuid, soon()).unwrap();
+        let after = store.files();
+        assert!(
+            !after
+                .keys()
+                .any(|name| name.display().to_string().contains(&zone))
+        );
+        let others = changed(&before, &after);
+        let is_its_own = |name: &String| name.contains(&zone) || name == "etc/zones/index";
+        assert!(others.iter().all(is_its_own), "{others:?}");
+        let gone = applier.delete(uuid, soon()).unwrap_err();
+        assert_eq!(gone.kind, FailedKind::Gone);
+    }
+}
+
+#[test]
+fn a_vm_of_which_too_little_can_be_read_is_not_deleted() {
+    let store = Store::new(30);
+    let applier = store.applier();
+    let uuid = store.find("joyent", "running");
+    let xml = store.path(&format!("etc/zones/{uuid}.xml"));
+    update(&*applier, uuid, json!({"indestructible_zoneroot": true})).unwrap();
+    fs::write(&xml, "<").unwrap();
+    let refused = |why: &str| {
+        let before = store.files();
+        let error = applier.delete(uuid, soon()).unwrap_err();
+        assert_eq!(error.kind, FailedKind::Source);
+        assert!(error.reason.contains(why), "{error}");
+        assert_eq!(changed(&before, &store.files()), Vec::<String>::new());
+    };
+    refused("indestructible_zoneroot");
+    // Nobody knows whether it runs, or what its datasets are.
+    fs::write(store.path(&format!("var/run/zones/{uuid}.json")), "{").unwrap();
+    refused("var/run/zones");
+    fs::remove_file(store.path(&format!("var/run/zones/{uuid}.json"))).unwrap();
+    fs::write(store.path(&format!("var/db/datasets/{uuid}.json")), "{").unwrap();
+    refused("var/db/datasets");
+}
+
+#[test]
 fn what_is_indestructible_is_not_deleted() {
     let store = Store::new(30);
     let applier = store.applier();

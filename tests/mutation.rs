@@ -35,6 +35,10 @@ struct Host {
     nudged: Mutex<Receiver<Uuid>>,
     in_update: Mutex<Option<Hook>>,
     fails: Mutex<Option<Failed>>,
+    /// Whether no VM can be read afresh.
+    broken: Mutex<bool>,
+    /// Whether another tool has the lock of every VM.
+    locked: Mutex<bool>,
 }
 
 struct PlayedSource(Arc<Host>);
@@ -85,6 +89,8 @@ impl Host {
             nudged: Mutex::new(nudged),
             in_update: Mutex::default(),
             fails: Mutex::default(),
+            broken: Mutex::default(),
+            locked: Mutex::default(),
         });
         let (source, apply) = (PlayedSource(host.clone()), PlayedApply(host.clone()));
         let mutations = Mutations::new(cache, Arc::new(source), Arc::new(apply), timeouts);
@@ -198,6 +204,22 @@ impl Apply for PlayedApply {
         Ok(Box::new(opened))
     }
 
+    fn try_lock(&self, uuid: Uuid, deadline: Instant) -> Result<Box<dyn Locked + '_>, Failed> {
+        if *self.0.locked.lock() {
+            return Err(Failed {
+                kind: FailedKind::Busy,
+                applied: Vec::new(),
+                reason: format!("{uuid}: locked by another operation"),
+            });
+        }
+        self.lock(uuid, deadline)
+    }
+
+    fn delete(&self, uuid: Uuid, _: Instant) -> Result<(), Failed> {
+        self.0.vms.lock().remove(&uuid);
+        Ok(())
+    }
+
     fn create(&self, uuid: Uuid, target: &Object, _: Instant) -> Result<(), Failed> {
         self.0.vms.lock().insert(uuid, target.clone());
         Ok(())
@@ -218,6 +240,13 @@ impl Locked for Opened<'_> {
     }
 
     fn read(&mut self) -> Result<(), Failed> {
+        if *self.host.broken.lock() {
+            return Err(Failed {
+                kind: FailedKind::Source,
+                applied: Vec::new(),
+                reason: format!("{}: its XML is broken", self.uuid),
+            });
+        }
         let found = self.host.vms.lock().get(&self.uuid).cloned();
         self.vm = found.ok_or(Failed {
             kind: FailedKind::Gone,
@@ -300,6 +329,83 @@ fn what_the_source_has_already_but_nobody_was_shown_is_waited_for() {
     assert!(told.try_recv().is_err());
     host.look(VM);
     assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Ok(Done::Confirmed));
+}
+
+#[test]
+fn what_others_changed_beside_a_value_that_holds_is_not_waited_for() {
+    let host = Host::new();
+    host.deaf();
+    host.set("alias", json!("two"));
+    for document in [
+        json!({"quota": 10}),
+        json!({"remove_tags": ["gone"]}),
+        json!({"uuid": VM.to_string(), "nics": [], "alias": "two", "quota": 10}),
+    ] {
+        let is_whole = document.get("uuid").is_some();
+        let told = host.wish(Wish::Document(object(document)), Wait::Confirmed);
+        if is_whole {
+            // This one says what the alias is.
+            host.nudged.lock().recv_timeout(PATIENCE).unwrap();
+            host.look(VM);
+            assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Ok(Done::Confirmed));
+        } else {
+            assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Ok(Done::Already));
+        }
+    }
+    host.set("alias", json!("three"));
+    let told = host.wish(Wish::Verb(Verb::Start), Wait::Confirmed);
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Ok(Done::Already));
+}
+
+#[test]
+fn who_waits_for_a_value_is_not_overtaken_by_another_one() {
+    let host = Host::new();
+    host.deaf();
+    host.set("quota", json!(20));
+    host.set("alias", json!("two"));
+    let wish = Wish::Document(object(json!({"quota": 20})));
+    let told = host.wish(wish, Wait::Confirmed);
+    host.nudged.lock().recv_timeout(PATIENCE).unwrap();
+    // The alias that the source had then is never shown.
+    host.set("alias", json!("three"));
+    host.look(VM);
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Ok(Done::Confirmed));
+}
+
+#[test]
+fn who_is_not_to_wait_waits_for_no_turn_and_no_lock() {
+    let host = Host::new();
+    host.deaf();
+    let quota = |quota: u32| Wish::Document(object(json!({"quota": quota})));
+    let first = host.wish(quota(20), Wait::Confirmed);
+    host.nudged.lock().recv_timeout(PATIENCE).unwrap();
+    let outcome = |told: Receiver<Outcome>| told.recv_timeout(PATIENCE).unwrap();
+    let second = outcome(host.wish(quota(30), Wait::AtOnce));
+    assert!(matches!(second, Err(Failure::WouldBlock(_))), "{second:?}");
+    host.look(VM);
+    assert_eq!(outcome(first), Ok(Done::Confirmed));
+    *host.locked.lock() = true;
+    let third = outcome(host.wish(quota(30), Wait::AtOnce));
+    assert!(matches!(third, Err(Failure::WouldBlock(_))), "{third:?}");
+    assert_eq!(host.get("quota"), json!(20));
+    *host.locked.lock() = false;
+    // Its confirmation, of which nobody hears, is not waited for.
+    assert_eq!(
+        outcome(host.wish(quota(30), Wait::AtOnce)),
+        Ok(Done::Applied)
+    );
+    assert_eq!(host.get("quota"), json!(30));
+}
+
+#[test]
+fn a_vm_that_cannot_be_read_can_be_deleted_and_nothing_else() {
+    let host = Host::new();
+    *host.broken.lock() = true;
+    let failed = host.change(json!({"quota": 20}));
+    assert!(matches!(failed, Err(Failure::Source { .. })), "{failed:?}");
+    let told = host.wish(Wish::Verb(Verb::Delete), Wait::Confirmed);
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Ok(Done::Confirmed));
+    assert!(host.cache.vm(&VM).is_none());
 }
 
 #[test]
@@ -566,7 +672,7 @@ fn what_others_did_carries_no_number_of_a_write_that_did_nothing() {
     let host = Host::new();
     host.set("alias", json!("two"));
     // It waits for what the mount does not show yet.
-    assert_eq!(host.change(json!({"quota": 10})), Ok(Done::Confirmed));
+    assert_eq!(host.change(json!({"alias": "two"})), Ok(Done::Confirmed));
     let events = events(&host);
     let last = &events[events.len() - 1];
     assert_eq!(last["vm"]["alias"], "two");

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
@@ -308,6 +309,45 @@ fn sixty_four_writers_that_are_never_confirmed_are_in_nobodys_way() {
         let shown = |uuid: &String| hosted.read(format!("{uuid}/cpu_shares")) == "55\n";
         all.iter().all(shown).then_some(())
     });
+}
+
+#[test]
+fn who_does_not_want_to_wait_for_the_lock_of_another_tool_is_told_to_try_again() {
+    let hosted = Hosted::new(1);
+    let uuid = uuids(&hosted).swap_remove(0);
+    let before = hosted.read(format!("{uuid}/cpu_shares"));
+    fs::create_dir_all(hosted.store.path("var/run")).unwrap();
+    let path: PathBuf = (hosted.store).path(format!("var/run/vm.{uuid}.config.lockfile"));
+    let lock = File::create(path).unwrap();
+    lock.lock().unwrap();
+    let mut options = OpenOptions::new();
+    options.write(true).custom_flags(libc::O_NONBLOCK);
+    let shares = hosted.path(format!("{uuid}/cpu_shares"));
+    let mut file = options.open(shares).unwrap();
+    for _ in 0..3 {
+        assert_eq!(errno(file.write_all(b"77")), libc::EAGAIN);
+    }
+    assert_eq!(hosted.read(format!("{uuid}/cpu_shares")), before);
+    assert_eq!(hosted.read(format!("{uuid}/last_error")), "");
+    lock.unlock().unwrap();
+    file.write_all(b"77").unwrap();
+    until("it is shown", || {
+        (hosted.read(format!("{uuid}/cpu_shares")) == "77\n").then_some(())
+    });
+}
+
+#[test]
+fn a_vm_whose_xml_is_broken_can_be_deleted() {
+    let hosted = Hosted::new(3);
+    let uuid = uuids(&hosted).swap_remove(0);
+    let xml: PathBuf = hosted.store.path(format!("etc/zones/{uuid}.xml"));
+    fs::write(&xml, "<zone").unwrap();
+    let write = |file: &str, text: &str| fs::write(hosted.path(format!("{uuid}/{file}")), text);
+    assert_eq!(errno(write("cpu_shares", "7")), libc::EIO);
+    write("ctl", "delete").unwrap();
+    assert!(!hosted.path(&uuid).exists());
+    assert!(!xml.exists());
+    assert_eq!(uuids(&hosted).len(), 2);
 }
 
 #[test]

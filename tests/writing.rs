@@ -101,6 +101,44 @@ os.write(fd, b'12\\n')";
 }
 
 #[test]
+fn the_newline_of_a_value_may_come_by_itself_and_is_none() {
+    let tree = Written::new(1);
+    let dir = tree.file(0, "");
+    let script = "import os
+fd = os.open('alias', os.O_WRONLY)
+for part in [b'one', b'\\n', b'two\\n', b'thr', b'\\n', b'\\n']:
+    os.write(fd, part)
+os.close(fd)
+fd = os.open('ctl', os.O_WRONLY)
+os.write(fd, b'start')
+os.write(fd, b'\\n')
+os.close(fd)";
+    python(&script.replace("\\\\", "\\"), &dir).succeeded();
+    let asked = ["alias=one", "alias=two", "alias=thr", "alias=", "Start"];
+    assert_eq!(tree.fake.asked(), asked);
+    shell(
+        "bash",
+        "echo 7 | dd of=quota bs=1 conv=notrunc status=none",
+        &dir,
+    )
+    .succeeded();
+    assert_eq!(tree.read(0, "quota"), "7\n");
+    shell("bash", "echo > hostname", &dir);
+    assert_eq!(tree.fake.asked().last().unwrap(), "hostname=");
+}
+
+#[test]
+fn a_name_that_is_too_long_for_any_file_says_so() {
+    let tree = Written::new(1);
+    let path = tree.file(0, &format!("tags/{}", "x".repeat(300)));
+    assert_eq!(errno(File::create(&path)), Some(libc::ENAMETOOLONG));
+    assert_eq!(errno(fs::metadata(&path)), Some(libc::ENAMETOOLONG));
+    let longest = tree.file(0, &format!("tags/{}", "x".repeat(255)));
+    fs::write(&longest, "value").unwrap();
+    assert_eq!(fs::read_to_string(&longest).unwrap(), "value\n");
+}
+
+#[test]
 fn truncating_changes_nothing_and_no_stat_beside_a_writer_sees_an_empty_file() {
     let tree = Written::new(1);
     let path = tree.file(0, "quota");
@@ -793,6 +831,41 @@ fn a_write_that_does_not_block_returns_when_it_is_applied() {
     file.write_all(b"12").unwrap();
     tree.settled();
     assert_eq!(tree.read(0, "quota"), "12\n");
+}
+
+#[test]
+fn a_write_that_would_block_says_so_and_may_be_tried_again() {
+    let tree = Written::new(1);
+    let mut options = OpenOptions::new();
+    options.write(true).custom_flags(libc::O_NONBLOCK);
+    let busy = || Some(Failure::WouldBlock("alias: goes on".to_owned()));
+    for (file, begin, rest) in [
+        ("quota", "", "12"),
+        ("ctl", "", "start"),
+        ("vm.json", "{\"alias\":", "\"other\"}\n"),
+    ] {
+        let mut handle = options.open(tree.file(0, file)).unwrap();
+        handle.write_all(begin.as_bytes()).unwrap();
+        let before = tree.fake.asked().len();
+        tree.fake.fail(busy());
+        for _ in 0..2 {
+            let refused = errno(handle.write_all(rest.as_bytes()));
+            assert_eq!(refused, Some(libc::EAGAIN), "{file}");
+        }
+        tree.fake.fail(None);
+        handle.write_all(rest.as_bytes()).unwrap();
+        assert_eq!(tree.fake.asked().len(), before + 3, "{file}");
+        tree.settled();
+    }
+    assert_eq!(tree.read(0, "quota"), "12\n");
+    assert_eq!(tree.read(0, "alias"), "other\n");
+    // It is no failure.
+    assert_eq!(tree.read(0, "last_error"), "");
+    // Text is applied by close(2), which cannot be tried again and so does not ask for that.
+    let mut handle = options.open(tree.file(0, "tags/role")).unwrap();
+    handle.write_all(b"db").unwrap();
+    drop(handle);
+    assert_eq!(tree.fake.asked().last().unwrap(), "tags/role=db");
 }
 
 #[test]

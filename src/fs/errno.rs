@@ -38,6 +38,8 @@ pub enum Refused {
     Exists,
     /// More is written than any value is long.
     TooLong,
+    /// No file can have a name as long as this.
+    NameTooLong,
 }
 
 impl From<Refused> for Errno {
@@ -53,6 +55,7 @@ impl From<Refused> for Errno {
             Refused::NoIoctl => Errno::ENOTTY,
             Refused::Exists => Errno::EEXIST,
             Refused::TooLong => Errno::EFBIG,
+            Refused::NameTooLong => Errno::ENAMETOOLONG,
         }
     }
 }
@@ -75,6 +78,7 @@ impl From<&Failure> for Errno {
             Failure::Moved(_) => Errno::ESTALE,
             Failure::Exists(_) => Errno::EEXIST,
             Failure::Busy(_) => Errno::EBUSY,
+            Failure::WouldBlock(_) => Errno::EAGAIN,
             Failure::Gone(_) => Errno::ENOENT,
             Failure::Source { .. } => Errno::EIO,
             // Whether it took effect cannot be said, and to repeat it is for the caller to decide.

@@ -526,7 +526,7 @@ impl Filesystem for Writable {
             return reply.error(Refused::BadHandle.into());
         };
         let wait = if flags.0 & libc::O_NONBLOCK != 0 {
-            Wait::Applied
+            Wait::AtOnce
         } else {
             Wait::Confirmed
         };

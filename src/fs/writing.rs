@@ -33,7 +33,7 @@ use super::inode::Node;
 use super::touch::Touches;
 use super::tree::Tree;
 use super::wait::{self, Caller, Interrupts};
-use crate::mutation::{Changes, Outcome, Wait, Wish};
+use crate::mutation::{Changes, Failure, Outcome, Wait, Wish};
 use crate::vm::files::FileId;
 use crate::vm::payload;
 use crate::vm::{name, property};
@@ -148,6 +148,9 @@ impl Writes {
         let Node::File(slot, dir) = dir else {
             return Err(Refused::NotPermitted.into());
         };
+        if name.len() > name::MAX {
+            return Err(Refused::NameTooLong.into());
+        }
         let vm = self.tree.vm(slot).ok_or(Refused::NoEntry)?;
         // Editors make such files for themselves.
         let name = name
@@ -235,6 +238,9 @@ impl Writes {
         let caller = Caller::of(tid);
         let mut state = writing.state.lock();
         state.wait = wait;
+        if let Some(asked) = state.tried_again(data) {
+            return self.begin(handle, state, data.to_vec(), Ok(asked), caller, owed);
+        }
         let repeated = state
             .attempt
             .as_ref()
@@ -273,6 +279,10 @@ impl Writes {
         }
         let caller = Caller::of(tid);
         let mut state = writing.state.lock();
+        // A close(2) cannot be tried again.
+        if state.wait == Wait::AtOnce {
+            state.wait = Wait::Applied;
+        }
         match writing.finish(&mut state) {
             Some(asked) => self.begin(handle, state, Vec::new(), asked, caller, owed),
             None if state.attempt.is_some() && writing.what.is_text() => {
@@ -328,6 +338,11 @@ impl Writes {
             id,
             bytes,
             told: None,
+            again: asked
+                .as_ref()
+                .ok()
+                .filter(|_| state.wait == Wait::AtOnce)
+                .cloned(),
         });
         let wait = state.wait;
         self.parked.park(id, caller, handle.node.ino(), owed);
@@ -365,6 +380,8 @@ impl Writes {
                 }
                 self.tell(&handle, attempt, Ok(()));
             }
+            // Nothing failed, and it may happen often: it is not recorded.
+            Err(Failure::WouldBlock(_)) => self.tell(&handle, attempt, Err(Errno::EAGAIN)),
             Err(failure) => self.failed(handle, attempt, created, failure.into(), secrets),
         }
     }
@@ -429,7 +446,7 @@ impl Writes {
         let due = self.parked.take(attempt);
         if let Some(mine) = state.attempt.as_mut().filter(|mine| mine.id == attempt) {
             mine.told = Some(told);
-            if !due.is_empty() {
+            if !due.is_empty() && told != Err(Errno::EAGAIN) {
                 state.attempt = None;
             }
             writing.ended(&mut state, told);

@@ -18,10 +18,10 @@ use super::txns::{Txn, Txns};
 use super::{Changed, Changes, Created, Done, Failure, Outcome, Wait, Wish};
 use crate::cache::{Cache, Snapshot};
 use crate::source::{Apply, Failed, FailedKind, Locked, Source};
-use crate::vm::Object;
 use crate::vm::files::Rendered;
 use crate::vm::payload::{self, Invalid, InvalidKind};
 use crate::vm::verb::Verb;
+use crate::vm::{self, Object};
 use confirm::overtaken;
 
 mod confirm;
@@ -195,11 +195,13 @@ impl Inner {
         };
         let deadline = Instant::now() + timeout;
         let what = describe(&wish);
-        let result = self.take_turn(uuid, &what, deadline).and_then(|turn| {
-            let _applying = self.applying()?;
-            let applied = self.apply(uuid, wish, deadline)?;
-            Ok((turn, applied))
-        });
+        let result = self
+            .take_turn(uuid, &what, wait, deadline)
+            .and_then(|turn| {
+                let _applying = self.applying()?;
+                let applied = self.apply(uuid, wish, wait, deadline)?;
+                Ok((turn, applied))
+            });
         match result {
             Err(failure) => {
                 debug!(vm = %uuid, what, %failure, "not changed");
@@ -210,7 +212,7 @@ impl Inner {
                 answer(Ok(Done::Already));
             }
             Ok((turn, Some(applied))) => {
-                if wait == Wait::Applied {
+                if wait != Wait::Confirmed {
                     answer(Ok(Done::Applied));
                 }
                 // Whoever has the next turn may want to undo this one, so it ends when that is known.
@@ -228,7 +230,8 @@ impl Inner {
 
     fn create(&self, uuid: Uuid, target: &Object, wait: Wait, answer: &dyn Fn(Outcome)) {
         let deadline = Instant::now() + self.timeouts.life;
-        let result = self.take_turn(uuid, "create", deadline).and_then(|turn| {
+        let turn = self.take_turn(uuid, "create", wait, deadline);
+        let result = turn.and_then(|turn| {
             let _applying = self.applying()?;
             if self.shown.vm(&uuid).is_some() || self.cache.vm(&uuid).is_some() {
                 return Err(Failure::Exists(format!("{uuid}: this VM exists already")));
@@ -244,7 +247,7 @@ impl Inner {
                 Applied {
                     goal,
                     _txn: Some(txn),
-                    since: SystemTime::now(),
+                    since: vm::now(),
                     last: None,
                 },
             ))
@@ -252,7 +255,7 @@ impl Inner {
         match result {
             Err(failure) => answer(Err(failure)),
             Ok((turn, applied)) => {
-                if wait == Wait::Applied {
+                if wait != Wait::Confirmed {
                     answer(Ok(Done::Applied));
                 }
                 answer(self.confirm(uuid, &applied, &mut Some(turn), deadline));
@@ -262,32 +265,52 @@ impl Inner {
 
     /// Everything up to and including the last step at the source; `None` if nothing had to be done
     /// and the mount shows it.
-    fn apply(&self, uuid: Uuid, wish: Wish, deadline: Instant) -> Result<Option<Applied>, Failure> {
-        let locked = self
-            .apply
-            .lock(uuid, deadline)
-            .map_err(|failed| failure(uuid, failed))?;
+    fn apply(
+        &self,
+        uuid: Uuid,
+        wish: Wish,
+        wait: Wait,
+        deadline: Instant,
+    ) -> Result<Option<Applied>, Failure> {
+        let locked = match wait {
+            Wait::AtOnce => self.apply.try_lock(uuid, deadline),
+            Wait::Applied | Wait::Confirmed => self.apply.lock(uuid, deadline),
+        };
+        let locked = match locked {
+            Ok(locked) => locked,
+            // Nobody could get rid of a broken VM otherwise.
+            Err(failed)
+                if failed.kind == FailedKind::Source && wish == Wish::Verb(Verb::Delete) =>
+            {
+                return self.delete_unread(uuid, deadline).map(Some);
+            }
+            Err(failed) if failed.kind == FailedKind::Busy && wait == Wait::AtOnce => {
+                return Err(Failure::WouldBlock(failed.reason));
+            }
+            Err(failed) => return Err(failure(uuid, failed)),
+        };
         let before = locked.vm().clone();
         let wish = match wish {
             Wish::Verb(Verb::Revert) => match self.revert(uuid, &before)? {
-                Reverted::To(target) => return self.update(uuid, locked, before, target),
+                Reverted::To(target) => {
+                    return self.update(uuid, locked, before, |_| Ok(target.clone()));
+                }
                 Reverted::By(verb) => Wish::Verb(verb),
             },
             wish => wish,
         };
         match wish {
             Wish::File { path, text } => {
-                let target = payload::of_file(&before, &path, &text)?;
+                let target = |vm: &Object| payload::of_file(vm, &path, &text);
                 self.update(uuid, locked, before, target)
             }
             Wish::Document(mut document) => {
                 if let Some(expected) = document.shift_remove("if_generation") {
                     self.check_generation(uuid, &before, &expected)?;
                 }
-                let target = if document.contains_key("uuid") {
-                    payload::full(&before, &document)?
-                } else {
-                    payload::update(&before, &document)?
+                let target = |vm: &Object| match document.contains_key("uuid") {
+                    true => payload::full(vm, &document),
+                    false => payload::update(vm, &document),
                 };
                 self.update(uuid, locked, before, target)
             }
@@ -295,21 +318,28 @@ impl Inner {
         }
     }
 
+    /// Makes a VM what `target` makes of it.
     fn update(
         &self,
         uuid: Uuid,
         mut locked: Box<dyn Locked + '_>,
         before: Object,
-        target: Object,
+        target: impl Fn(&Object) -> Result<Object, Invalid>,
     ) -> Result<Option<Applied>, Failure> {
-        let wanted = payload::wanted(&before, &target);
+        let made = target(&before)?;
+        let wanted = payload::wanted(&before, &made);
         if wanted.is_empty() {
             drop(locked);
-            return Ok(self.unless_shown(uuid, &before));
+            return Ok(self.unless_shown(uuid, |shown| {
+                // What others have changed beside is not waited for.
+                let mut own = payload::wanted(shown, &target(shown).unwrap_or(made));
+                own.retain(|one| one.holds(&before));
+                (!own.is_empty()).then_some(Goal::Values(own))
+            }));
         }
         let goal = Arc::new(Goal::Values(wanted));
         let txn = self.txns.enter(uuid, goal.clone());
-        let written = locked.update(&target);
+        let written = locked.update(&made);
         // Also after a failure: some of it may have been written, and is to be seen.
         self.source.reload(uuid);
         written.map_err(|failed| failure(uuid, failed))?;
@@ -323,7 +353,7 @@ impl Inner {
         Ok(Some(Applied {
             goal,
             _txn: Some(txn),
-            since: SystemTime::now(),
+            since: vm::now(),
             last,
         }))
     }
@@ -339,7 +369,10 @@ impl Inner {
         let can_be_so = matches!(verb, Verb::Start | Verb::Stop { .. });
         if can_be_so && verb.confirmed(&before, Some(&before)) {
             drop(locked);
-            return Ok(self.unless_shown(uuid, &before));
+            return Ok(self.unless_shown(uuid, |shown| {
+                let is_shown = verb.confirmed(&before, Some(shown));
+                (!is_shown).then_some(Goal::Verb { verb, before })
+            }));
         }
         let is_sync = verb == Verb::Sync;
         let last = Some(Last::Verb(verb.clone()));
@@ -348,7 +381,7 @@ impl Inner {
             before,
         });
         let txn = self.txns.enter(uuid, goal.clone());
-        let since = SystemTime::now();
+        let since = vm::now();
         let ran = match is_sync {
             true => Ok(()),
             false => locked.run(&verb),
@@ -358,32 +391,46 @@ impl Inner {
         Ok(Some(Applied {
             goal,
             _txn: Some(txn),
-            since: if is_sync { since } else { SystemTime::now() },
+            since: if is_sync { since } else { vm::now() },
             last: last.filter(|_| !is_sync),
         }))
     }
 
-    /// What the mount still has to show of a VM that is as it should be at its source; `None` if it
-    /// shows all of it.
-    fn unless_shown(&self, uuid: Uuid, fresh: &Object) -> Option<Applied> {
-        let shown = self.shown.vm(&uuid).map(|vm| vm.rendered.object());
-        let wanted = match &shown {
-            Some(shown) => payload::wanted(shown, fresh),
-            None => Vec::new(),
-        };
-        if shown.is_some() && wanted.is_empty() {
-            return None;
-        }
-        let goal = Arc::new(match shown {
-            Some(_) => Goal::Values(wanted),
-            None => Goal::There,
+    fn delete_unread(&self, uuid: Uuid, deadline: Instant) -> Result<Applied, Failure> {
+        let goal = Arc::new(Goal::Verb {
+            verb: Verb::Delete,
+            before: Object::new(),
         });
+        let txn = self.txns.enter(uuid, goal.clone());
+        let deleted = self.apply.delete(uuid, deadline);
+        self.source.reload(uuid);
+        deleted.map_err(|failed| failure(uuid, failed))?;
+        info!(vm = %uuid, "deleted, though it could not be read");
+        Ok(Applied {
+            goal,
+            _txn: Some(txn),
+            since: vm::now(),
+            last: Some(Last::Verb(Verb::Delete)),
+        })
+    }
+
+    /// What the mount still has to show of a VM that is as it should be at its source, which is what
+    /// `goal` finds missing in what it shows; `None` if that is nothing.
+    fn unless_shown(
+        &self,
+        uuid: Uuid,
+        goal: impl FnOnce(&Object) -> Option<Goal>,
+    ) -> Option<Applied> {
+        let goal = match self.shown.vm(&uuid) {
+            Some(shown) => goal(&shown.rendered.object())?,
+            None => Goal::There,
+        };
         self.source.reload(uuid);
         Some(Applied {
             // It was somebody else's doing.
             _txn: None,
-            goal,
-            since: SystemTime::now(),
+            goal: Arc::new(goal),
+            since: vm::now(),
             last: None,
         })
     }
@@ -460,11 +507,22 @@ impl Inner {
         }
     }
 
-    fn take_turn(&self, uuid: Uuid, what: &str, deadline: Instant) -> Result<Turn, Failure> {
-        let turn = self.turns.take(uuid, what.to_owned(), deadline);
+    fn take_turn(
+        &self,
+        uuid: Uuid,
+        what: &str,
+        wait: Wait,
+        deadline: Instant,
+    ) -> Result<Turn, Failure> {
+        let is_patient = wait != Wait::AtOnce;
+        let until = if is_patient { deadline } else { Instant::now() };
+        let turn = self.turns.take(uuid, what.to_owned(), until);
         turn.map_err(|no_turn| match no_turn {
-            NoTurn::Late(other) => Failure::Busy(format!(
+            NoTurn::Late(other) if is_patient => Failure::Busy(format!(
                 "{what}: another change of this VM does not end: {other}; nothing was applied"
+            )),
+            NoTurn::Late(other) => Failure::WouldBlock(format!(
+                "{what}: another change of this VM goes on: {other}; nothing was applied"
             )),
             NoTurn::Ended => not_begun(),
         })

@@ -14,6 +14,7 @@ use crate::fs::handle::Handle;
 use crate::fs::inode::Node;
 use crate::fs::messages::Message;
 use crate::fs::tree::Lasts;
+use crate::vm::name;
 
 /// How long the kernel keeps names and attributes: until it is told otherwise.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -37,6 +38,10 @@ impl Writable {
     /// Looks a name up and counts the lookup. The attributes are read after it has been counted:
     /// a change that is published in between either sees the count or is in the attributes.
     pub fn enter(&self, dir: INodeNo, name: &OsStr) -> Result<Entered, Refused> {
+        // The kernel asks for longer ones too.
+        if name.len() > name::MAX {
+            return Err(Refused::NameTooLong);
+        }
         let node = self
             .tree
             .lookup(self.node(dir)?, name)

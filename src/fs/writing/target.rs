@@ -75,7 +75,7 @@ impl What {
 }
 
 /// What is asked for by what was written.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Asked {
     /// A change of a VM.
     Change(Uuid, Wish),
@@ -136,8 +136,10 @@ pub struct Attempt {
     pub id: u64,
     /// The write that began it.
     pub bytes: Vec<u8>,
-    /// How it ended, if nobody was there to be told.
+    /// How it ended, if nobody was there to be told, or if it may be tried again.
     pub told: Option<Told>,
+    /// What it asked for, if it may end without having been tried.
+    pub again: Option<Asked>,
 }
 
 /// What was written so far, and what became of it.
@@ -148,6 +150,8 @@ pub struct State {
     /// Whether there are bytes that no FLUSH has seen.
     pub fresh: bool,
     scanner: Scanner,
+    /// Whether the last value or verb came without the newline that ends it: it may still come.
+    is_unended: bool,
     /// Why nothing more can be written: what came was wrong.
     broken: Option<Errno>,
     /// The last change, until its caller has been told.
@@ -174,6 +178,16 @@ pub struct Writing {
     pub state: Mutex<State>,
 }
 
+impl State {
+    /// What a write(2) with these bytes tries again: the one before it was not to wait, and had to.
+    pub fn tried_again(&mut self, bytes: &[u8]) -> Option<Asked> {
+        let is_again = |attempt: &mut Attempt| {
+            attempt.bytes == bytes && attempt.told == Some(Err(Errno::EAGAIN))
+        };
+        self.attempt.take_if(is_again)?.again
+    }
+}
+
 impl Writing {
     /// A file to which nothing has been written yet.
     pub fn new(uuid: Option<Uuid>, path: String, what: What) -> Writing {
@@ -186,6 +200,7 @@ impl Writing {
                 bytes: Vec::new(),
                 fresh: false,
                 scanner: Scanner::default(),
+                is_unended: false,
                 broken: None,
                 attempt: None,
                 wait: Wait::Confirmed,
@@ -225,6 +240,13 @@ impl Writing {
                 ..Refusal::invalid(format!("{}: longer than {limit} bytes", self.path))
             };
             return self.broken(state, refusal);
+        }
+        if matches!(self.what, What::Value(_) | What::Verb) {
+            let is_ended = data.ends_with(b"\n");
+            // The newline alone, as of a program that writes byte by byte, is no empty value.
+            if std::mem::replace(&mut state.is_unended, !is_ended) && data == b"\n" {
+                return Collected::More;
+            }
         }
         match &self.what {
             What::Value(keys) => {
@@ -308,7 +330,9 @@ impl Writing {
     /// A change has ended. Of a document that failed nothing more is taken: a write(2) that came
     /// in several parts goes on with the rest of it.
     pub fn ended(&self, state: &mut State, told: Told) {
-        if let (What::Document | What::Create, Err(errno)) = (&self.what, told) {
+        if let (What::Document | What::Create, Err(errno)) = (&self.what, told)
+            && errno != Errno::EAGAIN
+        {
             state.broken = Some(errno);
         }
     }

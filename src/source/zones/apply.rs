@@ -119,17 +119,31 @@ impl Applier {
             creating: Mutex::default(),
         }
     }
+
+    fn take_lock(&self, uuid: Uuid, until: Instant) -> Result<lock::Lock, Failed> {
+        // A VM that does not exist leaves no lock file behind.
+        self.entry(uuid)?;
+        lock::take(&self.store.lock(uuid), until)
+    }
 }
 
 impl Apply for Applier {
     fn lock(&self, uuid: Uuid, deadline: Instant) -> Result<Box<dyn Locked + '_>, Failed> {
-        // A VM that does not exist leaves no lock file behind.
-        self.entry(uuid)?;
-        let lock = lock::take(&self.store.lock(uuid), deadline)?;
+        let lock = self.take_lock(uuid, deadline)?;
         // Who has the lock at last also gets the time to read: who only looks does not wait for a lock,
         // but commands take what they take.
         let deadline = deadline.max(Instant::now() + READING);
         Ok(Box::new(Session::open(self, uuid, lock, deadline)?))
+    }
+
+    fn try_lock(&self, uuid: Uuid, deadline: Instant) -> Result<Box<dyn Locked + '_>, Failed> {
+        let lock = self.take_lock(uuid, Instant::now())?;
+        Ok(Box::new(Session::open(self, uuid, lock, deadline)?))
+    }
+
+    fn delete(&self, uuid: Uuid, deadline: Instant) -> Result<(), Failed> {
+        let lock = self.take_lock(uuid, deadline)?;
+        delete::delete(&mut Session::open_unread(self, uuid, lock, deadline)?)
     }
 
     fn create(&self, uuid: Uuid, target: &Object, deadline: Instant) -> Result<(), Failed> {

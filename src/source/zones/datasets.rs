@@ -13,6 +13,9 @@ use super::config::{self, JsonError};
 use super::units::{self, GIB, MIB};
 use crate::vm::Object;
 
+/// Where the devices of volumes are.
+pub const ZVOL: &str = "/dev/zvol/rdsk/";
+
 /// One filesystem, volume or snapshot: property name to raw value (`10737418240`, `none`, `lz4`).
 pub type Dataset = BTreeMap<String, String>;
 
@@ -350,7 +353,7 @@ fn pool(dataset: &str) -> &str {
 
 /// The volume whose device this is.
 pub(super) fn volume_name(path: &str) -> Option<&str> {
-    path.strip_prefix("/dev/zvol/rdsk/")
+    path.strip_prefix(ZVOL)
         .or_else(|| path.strip_prefix("/dev/zvol/dsk/"))
 }
 

@@ -18,10 +18,10 @@ use super::index::{self, Entry, Index};
 use super::runtime::{self, Runtime};
 use super::{config, units, xml};
 use crate::source::{Failure, Loaded, Via};
-use crate::vm::Object;
 use crate::vm::files::Rendered;
 use crate::vm::property::{self, Part};
 use crate::vm::state::Reading;
+use crate::vm::{self, Object};
 
 /// What a file may have at most. Each is many times what is found in the field.
 pub(super) const INDEX_LIMIT: u64 = 64 << 20;
@@ -187,7 +187,7 @@ pub fn load(
         modified: None,
     };
     // Taken first: whatever changes while the files are read is newer than this.
-    let observed = SystemTime::now();
+    let observed = vm::now();
     let xml = draft.add_xml();
     draft.add_names();
     draft.add_config();

@@ -15,7 +15,8 @@ use crate::vm::property::{self, Kind, Property};
 /// What a VM is to be after `text` was written to a file of its directory. `path` has the file's names
 /// below that directory, decoded: `["quota"]`, `["nics", "net0", "ip"]`, `["tags", "role"]`.
 ///
-/// An empty text removes an optional property or a key. Lists are given one a line or with commas.
+/// An empty text removes an optional property or a key, but not a key that holds the empty text: what
+/// is read from a file can be written back and changes nothing. Lists are given one a line or with commas.
 ///
 /// # Errors
 /// When the file cannot be written or the text is no value for it.
@@ -26,6 +27,7 @@ pub fn of_file(vm: &Object, path: &[String], text: &str) -> Result<Object, Inval
         Place::Entry(map, key) => {
             let now = entry(vm, map, key);
             match text.is_empty() {
+                true if now.is_some_and(|now| *now == "") => {}
                 true => draft.remove_entry(map, key),
                 false => draft.set_entry(map, key, &typed(now, text))?,
             }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::datasets::Step;
@@ -14,7 +14,7 @@ use crate::source::zones::datasets::{self, Table};
 use crate::source::zones::index::Entry;
 use crate::source::zones::load::{self, DatasetsOf, JSON_LIMIT, RuntimeOf, XML_LIMIT};
 use crate::source::zones::{config, files, zoneadm};
-use crate::source::{Failed, FailedKind};
+use crate::source::{Failed, FailedKind, Loaded};
 use crate::vm::Object;
 
 /// How long taking back what was done may take when the time of the change is over.
@@ -61,27 +61,9 @@ impl Applier {
 
     fn read(&self, uuid: Uuid, deadline: Instant) -> Result<Reading, Failed> {
         let entry = self.entry(uuid)?;
-        let sysinfo = self.store.read_sysinfo();
-        let table = match self.commands(deadline) {
-            None => self.read_records(&entry.zonename).and_then(|records| {
-                datasets::table(records.unwrap_or_default()).map_err(|error| {
-                    self.store
-                        .name(&self.store.datasets(&entry.zonename), &error)
-                })
-            }),
-            Some(zfs) => self.store.volumes(&entry.zonename).and_then(|volumes| {
-                let root = self.roots.lock().get(&entry.zonename).cloned();
-                zfs.read(&entry.zonename, &entry.zonepath, &volumes, root)
-            }),
-        };
-        let datasets = DatasetsOf::Zfs(table.as_ref().map_err(Clone::clone));
-        let loaded = load::load(
-            &self.store,
-            &entry,
-            datasets,
-            self.read_runtime(&entry.zonename, deadline),
-            &sysinfo,
-        );
+        let volumes = self.store.volumes(&entry.zonename);
+        let table = volumes.and_then(|volumes| self.read_datasets(&entry, &volumes, deadline));
+        let loaded = self.load(&entry, &table, deadline);
         match (loaded.failed.as_slice(), table) {
             ([], Ok(table)) => {
                 if let Some(root) = table.mounted_at(&entry.zonepath) {
@@ -94,14 +76,72 @@ impl Applier {
                     table,
                 })
             }
-            (failures, _) => {
-                let reasons: Vec<&str> = (failures.iter())
-                    .map(|failure| failure.reason.as_str())
-                    .collect();
-                let reason = format!("{uuid} cannot be read: {}", reasons.join("; "));
-                Err(failed(FailedKind::Source, &reason))
+            _ => Err(unreadable(&loaded)),
+        }
+    }
+
+    /// A VM as far as it has to be known to remove it: whether it runs, and its datasets. Those are the
+    /// ones that are its own by their names if its XML does not say.
+    fn read_to_delete(&self, uuid: Uuid, deadline: Instant) -> Result<Reading, Failed> {
+        let entry = self.entry(uuid)?;
+        let refuse = |reason: String| {
+            let reason = format!("{uuid} cannot be deleted: {reason}");
+            failed(FailedKind::Source, &reason)
+        };
+        let listed = self.store.volumes(&entry.zonename);
+        let known = listed.clone().unwrap_or_default();
+        let mut table = self.read_datasets(&entry, &known, deadline);
+        let mut disks = Vec::new();
+        if let (Some(zfs), Ok(found), Err(_)) = (self.commands(deadline), &table, listed)
+            && let Some(root) = found.mounted_at(&entry.zonepath)
+        {
+            let volumes = zfs.volumes_beside(root).map_err(refuse)?;
+            table = self.read_datasets(&entry, &volumes, deadline);
+            let path = |volume| json!({"path": format!("{}{volume}", datasets::ZVOL)});
+            disks = volumes.iter().map(path).collect();
+        }
+        let loaded = self.load(&entry, &table, deadline);
+        let mut vm = loaded.vm.object();
+        let table = table.map_err(refuse)?;
+        if !vm.contains_key("zone_state") {
+            return Err(unreadable(&loaded));
+        }
+        if !disks.is_empty() {
+            vm.insert("disks".to_owned(), Value::from(disks));
+        }
+        datasets::describe(&mut vm, &entry.zonepath, &table);
+        Ok(Reading { entry, vm, table })
+    }
+
+    /// The datasets of a zone, of which these are volumes of its disks.
+    fn read_datasets(
+        &self,
+        entry: &Entry,
+        volumes: &[String],
+        deadline: Instant,
+    ) -> Result<Table, String> {
+        let zonename = &entry.zonename;
+        match self.commands(deadline) {
+            None => {
+                let records = self.read_records(zonename)?.unwrap_or_default();
+                let path = self.store.datasets(zonename);
+                datasets::table(records).map_err(|error| self.store.name(&path, &error))
+            }
+            Some(zfs) => {
+                let root = self.roots.lock().get(zonename).cloned();
+                zfs.read(zonename, &entry.zonepath, volumes, root)
             }
         }
+    }
+
+    fn load(&self, entry: &Entry, table: &Result<Table, String>, deadline: Instant) -> Loaded {
+        load::load(
+            &self.store,
+            entry,
+            DatasetsOf::Zfs(table.as_ref().map_err(Clone::clone)),
+            self.read_runtime(&entry.zonename, deadline),
+            &self.store.read_sysinfo(),
+        )
     }
 
     /// The file provider's datasets of a zone, as they stand in its file.
@@ -209,6 +249,22 @@ impl<'a> Session<'a> {
         })
     }
 
+    /// The same of a VM that cannot be read, to delete it.
+    pub(super) fn open_unread(
+        applier: &'a Applier,
+        uuid: Uuid,
+        lock: Lock,
+        deadline: Instant,
+    ) -> Result<Session<'a>, Failed> {
+        Ok(Session {
+            applier,
+            uuid,
+            deadline,
+            reading: applier.read_to_delete(uuid, deadline)?,
+            _lock: lock,
+        })
+    }
+
     pub(super) fn vm(&self) -> &Object {
         &self.reading.vm
     }
@@ -239,6 +295,14 @@ impl<'a> Session<'a> {
             .map_err(|error| failed(FailedKind::Source, &self.applier.store.name(&path, &error)))?;
         Ok(contents.bytes)
     }
+}
+
+fn unreadable(loaded: &Loaded) -> Failed {
+    let reasons: Vec<&str> = (loaded.failed.iter())
+        .map(|failure| failure.reason.as_str())
+        .collect();
+    let reason = format!("{} cannot be read: {}", loaded.uuid, reasons.join("; "));
+    failed(FailedKind::Source, &reason)
 }
 
 /// What is left of a change's time.

@@ -149,6 +149,18 @@ impl Commands<'_> {
         self.get(&zfs, &name.into_iter().collect())
     }
 
+    /// The volumes that are the disks of a zone by their names, which begin like that of its root dataset.
+    pub(super) fn volumes_beside(&self, root: &str) -> Result<Vec<String>, String> {
+        let pool = root.split('/').next().unwrap_or(root);
+        let listed = self.success(&["list", "-H", "-r", "-t", "volume", "-o", "name", pool])?;
+        let is_disk = |name: &&str| {
+            let number = (name.strip_prefix(root)).and_then(|rest| rest.strip_prefix("-disk"));
+            number.is_some_and(|number| number.parse::<u32>().is_ok())
+        };
+        let listed = String::from_utf8_lossy(&listed);
+        Ok(listed.lines().filter(is_disk).map(str::to_owned).collect())
+    }
+
     /// These datasets with all below them, as far as they are there.
     fn get(&self, zfs: &Runner, asked: &BTreeSet<String>) -> Result<Table, String> {
         // One whose parent is asked for is among its children.
@@ -457,6 +469,19 @@ mod tests {
         let before = calls(dir.path()).len();
         read("/zones/z", Some("good/z")).unwrap();
         assert_eq!(calls(dir.path()).len(), before + 1);
+    }
+
+    #[test]
+    fn the_disks_of_a_zone_are_found_by_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let zfs = scripted(
+            dir.path(),
+            "printf 'p/z-disk0\\np/z-disk12\\np/z-disk1/x\\np/z-diskless\\np/zz-disk0\\np/y\\n'",
+        );
+        let cancel = Cancel::never();
+        let found = zfs.commands(&cancel, soon()).volumes_beside("p/z");
+        assert_eq!(found.unwrap(), ["p/z-disk0", "p/z-disk12"]);
+        assert_eq!(calls(dir.path()), ["list -H -r -t volume -o name p"]);
     }
 
     #[test]
