@@ -655,6 +655,73 @@ fn what_cannot_be_set_cannot_be_opened_for_writing_and_nothing_can_be_removed() 
     assert!(tree.fake.asked().is_empty());
 }
 
+#[test]
+fn who_would_replace_a_file_is_told_to_write_it_in_place() {
+    let tree = Written::new(1);
+    let dir = tree.file(0, "");
+    fs::write(tree.dir().join("private"), "db").unwrap();
+    for (number, script) in [
+        "umask 022; sed -i s/web/db/ tags/role",
+        "mv tags/role tags/other",
+        "umask 022; cp -p ../../private tags/new",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let done = shell("bash", script, &dir);
+        assert_ne!(done.code, Some(0), "{script}");
+        let error = last_error(&tree, 0);
+        assert_eq!(error["errno"], "EPERM", "{script}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.starts_with("tags/"), "{script}: {message}");
+        assert!(message.contains("write in place"), "{script}: {message}");
+        let all = fs::read_to_string(tree.path(".errors")).unwrap();
+        assert_eq!(all.lines().count(), number + 1, "{script}");
+    }
+    assert!(tree.fake.asked().is_empty());
+    let said = "sed s/web/db/ tags/role > ../../new && cat ../../new > tags/role";
+    shell("bash", said, &dir).succeeded();
+    assert_eq!(tree.read(0, "tags/role"), "db\n");
+}
+
+#[test]
+fn a_signal_that_does_nothing_ends_no_wait() {
+    let tree = Written::new(2);
+    tree.fake.hold();
+    fs::write(tree.dir().join("value"), "20").unwrap();
+    let script = "exec dd if=../../value of=quota conv=notrunc status=none";
+    let mut writer = running("bash", script, &tree.file(0, ""));
+    let mut reader = running("bash", "exec cat events", &tree.at());
+    tree.until_waiting(1);
+    until("the stream waits", || {
+        (tree.numbers().waiting() == 1).then_some(())
+    });
+    for signal in [
+        Signal::SIGWINCH,
+        Signal::SIGCHLD,
+        Signal::SIGURG,
+        Signal::SIGCONT,
+    ] {
+        writer.signal(signal);
+        reader.signal(signal);
+    }
+    // All who wait are looked at in turn: when this one has been let go, so would they have been.
+    for _ in 0..2 {
+        let mut other = running("bash", "echo 20 > quota", &tree.file(1, ""));
+        tree.until_waiting(2);
+        other.signal(Signal::SIGTERM);
+        until("a writer with a signal ends", || {
+            other.0.try_wait().unwrap()
+        });
+    }
+    assert_eq!(writer.0.try_wait().unwrap(), None);
+    assert_eq!(reader.0.try_wait().unwrap(), None);
+    tree.fake.let_go();
+    assert!(writer.ended().success());
+    assert_eq!(stderr_of(&mut writer), "");
+    reader.signal(Signal::SIGTERM);
+}
+
 const STUBBORN: &str = "import os, signal, sys
 signal.signal(signal.SIGUSR1, lambda *_: None)
 fd = os.open(sys.argv[1], os.O_WRONLY)

@@ -437,13 +437,16 @@ impl Filesystem for Writable {
     fn rename(
         &self,
         _: &Request,
-        _: INodeNo,
-        _: &OsStr,
+        parent: INodeNo,
+        name: &OsStr,
         _: INodeNo,
         _: &OsStr,
         _: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        if let Ok(dir) = self.node(parent) {
+            self.writes.refuse_rename(dir, name);
+        }
         self.refuse(|errno| reply.error(errno));
     }
 

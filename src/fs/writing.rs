@@ -36,7 +36,7 @@ use super::wait::{self, Caller, Interrupts};
 use crate::mutation::{Changes, Failure, Outcome, Wait, Wish};
 use crate::vm::files::FileId;
 use crate::vm::payload;
-use crate::vm::{name, property};
+use crate::vm::{Vm, name, property};
 
 mod document;
 pub mod errors;
@@ -51,17 +51,19 @@ use target::{Asked, Attempt, Collected, Refusal, State, What};
 
 /// A change that failed and whose caller has not been told yet.
 pub struct Untold {
-    handle: Arc<Handle>,
-    attempt: u64,
+    /// Who waits: the handle and its change; nobody if the caller was refused at once.
+    waits: Option<(Arc<Handle>, u64)>,
     errno: Errno,
     /// The VM, if its `last_error` says so too.
     pub uuid: Option<Uuid>,
 }
 
 /// A file that is being created: what its attributes are made of while it is not there.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Pending {
     handles: usize,
+    uuid: Uuid,
+    path: String,
     secret: bool,
     /// Whether it was to have another mode or owner: then nothing is written.
     spoilt: bool,
@@ -162,18 +164,18 @@ impl Writes {
         payload::can_create(&vm.rendered.object(), &keys)
             .map_err(|invalid| Errno::from(invalid.kind))?;
         let id = vm.rendered.future(dir, name).ok_or(Refused::NoEntry)?;
-        let path = match vm.file(dir) {
-            Some(dir) => format!("{}/{name}", vm.path(dir)),
-            None => name.to_owned(),
-        };
+        let path = path_in(&vm, dir, name);
         let node = Node::File(slot, id);
         let secret = property::is_secret(&keys);
         if !secret && mode & 0o077 == 0 && umask & 0o066 != 0o066 {
+            self.refuse_to_replace(vm.uuid, path);
             return Err(Refused::NotPermitted.into());
         }
         let mut pending = self.pending.lock();
         let one = pending.entry(node.ino().0).or_insert(Pending {
             handles: 0,
+            uuid: vm.uuid,
+            path: path.clone(),
             secret,
             spoilt: false,
         });
@@ -192,9 +194,14 @@ impl Writes {
     /// A mode or owner was refused to a file that is not there yet. Whoever asks for one, as `sed -i` does
     /// for its temporary file, goes on writing all the same: what he writes is refused too.
     pub fn spoil(&self, ino: INodeNo) {
-        if let Some(pending) = self.pending.lock().get_mut(&ino.0) {
-            pending.spoilt = true;
-        }
+        let spoilt = match self.pending.lock().get_mut(&ino.0) {
+            Some(pending) if !pending.spoilt => {
+                pending.spoilt = true;
+                pending.clone()
+            }
+            _ => return,
+        };
+        self.refuse_to_replace(spoilt.uuid, spoilt.path);
     }
 
     fn is_spoilt(&self, handle: &Handle) -> bool {
@@ -413,10 +420,43 @@ impl Writes {
             return self.tell(&handle, attempt, Err(errno));
         }
         self.untold.lock().push(Untold {
-            handle,
-            attempt,
+            waits: Some((handle, attempt)),
             errno,
             uuid: failed.uuid,
+        });
+        self.tree.cache.wake();
+    }
+
+    /// Somebody is refused to rename a file.
+    pub fn refuse_rename(&self, dir: Node, name: &OsStr) {
+        let Node::File(slot, dir) = dir else {
+            return;
+        };
+        if let Some(vm) = self.tree.vm(slot) {
+            let file = path_in(&vm, dir, &name.to_string_lossy());
+            self.refuse_to_replace(vm.uuid, file);
+        }
+    }
+
+    /// Records that somebody was refused to make or rename a file, as programs do that write a new file
+    /// and put it in the place of the old one. He is not kept waiting: he has the directory's lock.
+    fn refuse_to_replace(&self, uuid: Uuid, file: String) {
+        let message = format!(
+            "{file}: no file is made for later, renamed or replaced here; write in place, as in: \
+             sed s/old/new/ FILE > /tmp/new && cat /tmp/new > FILE"
+        );
+        let errno = Refused::NotPermitted.into();
+        self.tree.errors.record(&Failed {
+            uuid: Some(uuid),
+            file,
+            errno,
+            message,
+            applied: Vec::new(),
+        });
+        self.untold.lock().push(Untold {
+            waits: None,
+            errno,
+            uuid: Some(uuid),
         });
         self.tree.cache.wake();
     }
@@ -433,7 +473,9 @@ impl Writes {
 
     /// Tells the caller: the kernel's caches of what is recorded are right.
     pub fn tell_of(&self, untold: &Untold) {
-        self.tell(&untold.handle, untold.attempt, Err(untold.errno));
+        if let Some((handle, attempt)) = &untold.waits {
+            self.tell(handle, *attempt, Err(untold.errno));
+        }
     }
 
     /// Answers those who wait for a change. If nobody does, since the caller was interrupted, it is kept
@@ -476,5 +518,13 @@ impl Writes {
             self.tell_of(&untold);
         }
         self.parked.take_all().pay(Err(Errno::ETIMEDOUT));
+    }
+}
+
+/// The path of a name in a directory of a VM.
+fn path_in(vm: &Vm, dir: FileId, name: &str) -> String {
+    match vm.file(dir) {
+        Some(dir) => format!("{}/{name}", vm.path(dir)),
+        None => name.to_owned(),
     }
 }
