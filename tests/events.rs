@@ -536,26 +536,34 @@ fn poll_and_select_wait_for_an_event() {
         nix::poll::poll(&mut polled, timeout).unwrap();
         polled[0].revents().unwrap()
     };
-    let patience = PollTimeout::try_from(PATIENCE).unwrap();
+    // At the end of their time they ask again, and would not miss the wake-up.
+    let time = 2 * PATIENCE;
+    let asked = || mounted.status()["mount"]["messages"]["poll"].as_u64();
     assert_eq!(poll(PollTimeout::ZERO), PollFlags::POLLIN, "the ready line");
     for role in ["one", "two"] {
         read_available(&stream, 1 << 20);
         assert_eq!(poll(PollTimeout::ZERO), PollFlags::empty());
         std::thread::scope(|scope| {
-            let polling = scope.spawn(|| poll(patience));
+            let before = asked();
+            let polling = scope.spawn(|| poll(PollTimeout::try_from(time).unwrap()));
+            until("poll has asked", || (asked() > before).then_some(()));
             set_role(&mounted, zone, role);
+            until("poll is woken", || polling.is_finished().then_some(()));
             assert_eq!(polling.join().unwrap(), PollFlags::POLLIN);
         });
     }
     read_available(&stream, 1 << 20);
     std::thread::scope(|scope| {
+        let before = asked();
         let selecting = scope.spawn(|| {
             let mut readable = FdSet::new();
             readable.insert(stream.as_fd());
-            let mut timeout = nix::sys::time::TimeVal::new(PATIENCE.as_secs() as i64, 0);
+            let mut timeout = nix::sys::time::TimeVal::new(time.as_secs() as i64, 0);
             select(None, &mut readable, None, None, &mut timeout).unwrap()
         });
+        until("select has asked", || (asked() > before).then_some(()));
         set_role(&mounted, zone, "three");
+        until("select is woken", || selecting.is_finished().then_some(()));
         assert_eq!(selecting.join().unwrap(), 1);
     });
 }

@@ -229,7 +229,8 @@ fn who_waits_in_poll_is_woken_by_every_change() {
             let asked = tree.messages()["poll"];
             let waiter = scope.spawn(|| {
                 let mut fds = [PollFd::new(file.as_fd(), CHANGED)];
-                nix::poll::poll(&mut fds, PATIENT).unwrap();
+                // At the end of its time poll(2) asks again, and would not miss the wake-up.
+                nix::poll::poll(&mut fds, 2 * PATIENT).unwrap();
                 let woken = fds[0].revents().unwrap();
                 at(&file, 0);
                 woken
@@ -240,6 +241,7 @@ fn who_waits_in_poll_is_woken_by_every_change() {
             tree.set(0, "quota", json!(100 + round));
             assert!(!waiter.is_finished());
             tree.set(0, "alias", json!(format!("{LONG}{round}")));
+            until("poll is woken", || waiter.is_finished().then_some(()));
             assert_eq!(waiter.join().unwrap(), CHANGED);
         }
     });
