@@ -547,7 +547,7 @@ fn look(dir: &Path) -> Vec<(PathBuf, u64, u32, i64, i64, Vec<u8>)> {
 fn nobody_changes_anything() {
     let store = Store::new(3);
     let mounted = store.mount();
-    let before = look(&mounted.at);
+    let mut before = look(&mounted.at);
     let uuid = uuid_of(&vms(&mounted)[0]).to_owned();
     let vm = mounted.path(&uuid);
     let tag = vm.join("tags/role");
@@ -629,7 +629,12 @@ fn nobody_changes_anything() {
     nix::unistd::truncate(&tag, 0).unwrap();
     run(Command::new("touch").arg("-d").arg("2001-01-01").arg(&tag));
 
-    assert_eq!(look(&mounted.at), before);
+    // But for those that say so of the renames.
+    let mut after = look(&mounted.at);
+    for all in [&mut before, &mut after] {
+        all.retain(|(path, ..)| !path.ends_with("last_error") && !path.ends_with(".errors"));
+    }
+    assert_eq!(after, before);
 }
 
 #[test]
