@@ -125,6 +125,12 @@ pub trait Source: Send + Sync {
     /// Asks to read one VM again, as if it had announced a change.
     fn reload(&self, uuid: Uuid);
 
+    /// The same after a change, when who applied it has read back what is in no file, and that is
+    /// known to the source: it asks nobody for that again.
+    fn reload_files(&self, uuid: Uuid) {
+        self.reload(uuid);
+    }
+
     /// The health of its watchers and providers, for `.status`, as an object. Its member `unplaced`
     /// lists what has no place in the tree now ([`Unplaced`]); its member `index`, if it is a
     /// string, says why the list of VMs cannot be trusted.
@@ -137,13 +143,22 @@ pub trait Apply: Send + Sync {
     ///
     /// # Errors
     /// When the VM does not exist, the lock is not free until the deadline, or it cannot be read.
-    fn lock(&self, uuid: Uuid, deadline: Instant) -> Result<Box<dyn Locked + '_>, Failed>;
+    fn lock(&self, uuid: Uuid, deadline: Instant) -> Result<Box<dyn Locked + '_>, Failed> {
+        self.lock_for(uuid, Extent::Whole, deadline, deadline)
+    }
 
-    /// The same, if the lock is free now; the deadline is that of what is done under it.
+    /// The same, with as much of the VM as is asked for; `until` says how long somebody else's lock is
+    /// waited for, the deadline how long what is done under it may take.
     ///
     /// # Errors
-    /// As those of [`Apply::lock`]; when somebody has the lock, at once.
-    fn try_lock(&self, uuid: Uuid, deadline: Instant) -> Result<Box<dyn Locked + '_>, Failed>;
+    /// As those of [`Apply::lock`].
+    fn lock_for(
+        &self,
+        uuid: Uuid,
+        extent: Extent,
+        until: Instant,
+        deadline: Instant,
+    ) -> Result<Box<dyn Locked + '_>, Failed>;
 
     /// Removes a VM that cannot be read: what is known to be its own without its configuration.
     ///
@@ -166,9 +181,19 @@ pub trait Apply: Send + Sync {
     fn watcher(&self, part: Part) -> String;
 }
 
+/// How much of a VM is read under its lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it.
+    Whole,
+    /// What a change that depends on nothing but files needs: what would have to be asked of somebody,
+    /// such as datasets of ZFS, may be left out.
+    Files,
+}
+
 /// A VM whose lock is held until this is dropped.
 pub trait Locked {
-    /// The VM as it was last read, complete.
+    /// The VM as it was last read.
     fn vm(&self) -> &Object;
 
     /// Reads it again.

@@ -956,7 +956,8 @@ fn who_gives_a_name_that_another_is_just_giving_is_refused_and_takes_nothing_fro
         }
         Ok(())
     });
-    *applier.lock().unwrap() = Some(outer.clone());
+    // Another daemon, which shares nothing with the first but the store.
+    *applier.lock().unwrap() = Some(store.applier());
     outer.create(first, &named(first), soon()).unwrap();
     let error = refused.lock().unwrap().take().unwrap().unwrap_err();
     assert_eq!(error.kind, FailedKind::Exists);

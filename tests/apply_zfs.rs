@@ -206,12 +206,132 @@ fn an_image_without_a_final_snapshot_gets_one_for_the_vm() {
     let host = Host::new();
     host.pool
         .zfs(&["create", "-o", "canmount=off", &host.pool.dataset(IMAGE)]);
+    let before = host.datasets();
     let applier = host.applier();
     let uuid = host
         .create(&*applier, json!({"image_uuid": IMAGE}))
         .unwrap();
     let origin = host.pool.dataset(&format!("{IMAGE}@{uuid}"));
     assert_eq!(host.get("origin", &uuid.to_string()), origin);
+    // It goes with the VM, unless somebody else has a clone of it.
+    delete(&*applier, uuid);
+    assert_eq!(host.datasets(), before);
+    let uuid = host
+        .create(&*applier, json!({"image_uuid": IMAGE}))
+        .unwrap();
+    let origin = host.pool.dataset(&format!("{IMAGE}@{uuid}"));
+    let clone = host.pool.dataset("somebody-elses");
+    host.pool
+        .zfs(&["clone", "-o", "canmount=off", &origin, &clone]);
+    delete(&*applier, uuid);
+    assert!(host.datasets().contains(&origin) && host.datasets().contains(&clone));
+    assert!(
+        !host
+            .datasets()
+            .contains(&host.pool.dataset(&uuid.to_string()))
+    );
+}
+
+#[test]
+fn what_others_make_under_our_names_outlives_what_we_take_back() {
+    let host = Host::new();
+    for is_killed in [false, true] {
+        let uuid = Uuid::new_v4();
+        let root = host.pool.dataset(&uuid.to_string());
+        let (faults, made) = (Arc::new(Faults::default()), format!("{root}/theirs"));
+        faults.on_step(move |label| {
+            // After it was looked for, and before it is made.
+            if label == "root dataset" {
+                let mut create = Command::new("zfs");
+                create.args(["create", "-p", "-o", "canmount=off", &made]);
+                assert!(create.status().unwrap().success());
+                assert!(!is_killed, "as if killed");
+            }
+            Ok(())
+        });
+        let options = ZonesOptions {
+            faults,
+            ..host.options()
+        };
+        let applier = Zones::new(options).applier();
+        let wanted = host.wanted(uuid, json!({}));
+        let created = catch_unwind(AssertUnwindSafe(|| applier.create(uuid, &wanted, soon())));
+        match created {
+            Ok(created) => {
+                let error = created.unwrap_err();
+                assert!(error.reason.contains("already exists"), "{error}");
+                assert!(error.applied.is_empty(), "{error:?}");
+            }
+            Err(_) => assert!(is_killed),
+        }
+        assert_eq!(host.applier().recover(), []);
+        assert!(host.datasets().contains(&format!("{root}/theirs")));
+    }
+}
+
+#[test]
+fn a_vm_that_zfs_would_not_destroy_is_not_deleted_and_loses_nothing() {
+    let host = Host::new();
+    let applier = host.applier();
+    let uuid = host.create(&*applier, json!({})).unwrap();
+    run(&*applier, uuid, &Verb::Start).unwrap();
+    run(&*applier, uuid, &Verb::Snapshot("a".to_owned())).unwrap();
+    let snapshot = host.pool.dataset(&format!("{uuid}@vmsnap-a"));
+    let clone = host.pool.dataset("somebody-elses");
+    let refused = |expected: &str| {
+        let before = (host.datasets(), read(&*applier, uuid));
+        let error = run(&*applier, uuid, &Verb::Delete).unwrap_err();
+        assert_eq!(error.kind, FailedKind::Busy);
+        assert!(error.reason.contains(expected), "{error}");
+        assert!(error.applied.is_empty(), "{error:?}");
+        assert_eq!((host.datasets(), read(&*applier, uuid)), before);
+    };
+    host.pool
+        .zfs(&["clone", "-o", "canmount=off", &snapshot, &clone]);
+    refused(&format!("{clone} is a clone of {snapshot}"));
+    host.pool.zfs(&["destroy", &clone]);
+    host.pool.zfs(&["hold", "mine", &snapshot]);
+    refused(&format!("{snapshot} is held"));
+    host.pool.zfs(&["release", "mine", &snapshot]);
+    delete(&*applier, uuid);
+    assert_eq!(host.datasets(), [host.pool.name()]);
+}
+
+#[test]
+fn a_journal_whose_end_fails_stays_and_is_told_until_it_can_be_ended() {
+    let host = Host::new();
+    let uuid = host.create(&*host.applier(), json!({})).unwrap();
+    let snapshot = host.pool.dataset(&format!("{uuid}@mine"));
+    // The line in the index has gone, its first file has not.
+    let (applier, _) = host.at_step(2, || panic!("as if killed"));
+    assert!(catch_unwind(AssertUnwindSafe(|| delete(&*applier, uuid))).is_err());
+    host.pool.zfs(&["snapshot", &snapshot]);
+    host.pool.zfs(&["hold", "mine", &snapshot]);
+    let journal = host
+        .dir
+        .path()
+        .join(format!("var/run/vm.{uuid}.update.json"));
+    for _ in 0..2 {
+        let cuts = host.applier().recover();
+        assert_eq!(cuts.len(), 1);
+        let reason = &cuts[0].reason;
+        assert!(
+            reason.contains("cannot be ended") && reason.contains("update.json is removed"),
+            "{reason}"
+        );
+        assert!(journal.exists());
+        // Nobody else takes its place meanwhile.
+        let again = host.applier().create(
+            uuid,
+            &host.wanted(uuid, json!({"zonename": "other"})),
+            soon(),
+        );
+        assert_eq!(again.unwrap_err().kind, FailedKind::Busy);
+    }
+    host.pool.zfs(&["release", "mine", &snapshot]);
+    assert_eq!(host.applier().recover(), []);
+    assert_eq!(host.datasets(), [host.pool.name()]);
+    assert!(!journal.exists());
 }
 
 #[test]
@@ -294,7 +414,7 @@ fn a_create_that_fails_or_is_cut_leaves_no_dataset() {
         .zfs(&["create", "-o", "canmount=off", &host.pool.dataset(IMAGE)]);
     let before = host.datasets();
     let fail = || Err(std::io::Error::other("refused"));
-    let more = || json!({"image_uuid": IMAGE, "indestructible_zoneroot": false});
+    let more = || json!({"image_uuid": IMAGE, "indestructible_zoneroot": true});
     let mut number = 0;
     loop {
         let (applier, count) = host.at_step(number, fail);

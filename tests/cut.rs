@@ -43,7 +43,8 @@ fn others(root: &Path, uuid: &str) -> BTreeMap<PathBuf, Vec<u8>> {
 
 /// Has another process write a text, without waiting for it.
 fn write(mounted: &Mounted<'_>, file: &str, text: &str) -> Running {
-    let script = "printf %s \"$2\" > \"$1\"";
+    // Nothing is made where the mount was, should the daemon be gone by then.
+    let script = "printf %s \"$2\" | dd of=\"$1\" conv=nocreat bs=64k iflag=fullblock status=none";
     let mut command = Command::new("bash");
     command
         .args(["-c", script, "bash"])

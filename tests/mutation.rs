@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vminfod::cache::{Cache, Change, Writer};
 use vminfod::mutation::{Changes, Done, Failure, Mutations, Outcome, Timeouts, Wait, Wish};
-use vminfod::source::{Apply, Cut, Failed, FailedKind, Locked, Report, Source, SourceError};
+use vminfod::source::{
+    Apply, Cut, Extent, Failed, FailedKind, Locked, Report, Source, SourceError,
+};
 use vminfod::vm::Object;
 use vminfod::vm::files::Rendered;
 use vminfod::vm::property::Part;
@@ -194,7 +196,20 @@ impl Source for PlayedSource {
 }
 
 impl Apply for PlayedApply {
-    fn lock(&self, uuid: Uuid, _: Instant) -> Result<Box<dyn Locked + '_>, Failed> {
+    fn lock_for(
+        &self,
+        uuid: Uuid,
+        _: Extent,
+        until: Instant,
+        _: Instant,
+    ) -> Result<Box<dyn Locked + '_>, Failed> {
+        if *self.0.locked.lock() && until <= Instant::now() {
+            return Err(Failed {
+                kind: FailedKind::Busy,
+                applied: Vec::new(),
+                reason: format!("{uuid}: locked by another operation"),
+            });
+        }
         let mut opened = Opened {
             host: &self.0,
             uuid,
@@ -202,17 +217,6 @@ impl Apply for PlayedApply {
         };
         opened.read()?;
         Ok(Box::new(opened))
-    }
-
-    fn try_lock(&self, uuid: Uuid, deadline: Instant) -> Result<Box<dyn Locked + '_>, Failed> {
-        if *self.0.locked.lock() {
-            return Err(Failed {
-                kind: FailedKind::Busy,
-                applied: Vec::new(),
-                reason: format!("{uuid}: locked by another operation"),
-            });
-        }
-        self.lock(uuid, deadline)
     }
 
     fn delete(&self, uuid: Uuid, _: Instant) -> Result<(), Failed> {

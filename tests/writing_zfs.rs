@@ -13,6 +13,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::{Mounted, Store, VMINFOD, run, until};
@@ -175,16 +176,12 @@ fn who_is_overtaken_behind_our_back_is_told_so_and_the_mount_shows_what_zfs_has(
     let host = Host::new();
     let mounted = host.mount();
     let (uuid, quota) = (mounted.uuid(&host.zone), host.quota(&mounted));
-    let (flag, dataset) = (host.store.dir().join("flag"), host.pool.dataset(&host.zone));
-    // A get takes longer than a glance. After the change has been read back, and before anybody else reads it, it is another.
+    let dataset = host.pool.dataset(&host.zone);
+    // Before the change is read back, it is another.
     host.zfs_does(&format!(
         "case \"$*\" in
-        set*{quota}=2147483648*) touch {flag} ;;
-        get*) sleep 0.1; if rm {flag} 2>/dev/null; then
-            real \"$@\"; said=$?; real set {quota}=3G {dataset}; exit $said
-        fi ;;
-        esac",
-        flag = flag.display()
+        set*{quota}=2147483648*) real \"$@\"; real set {quota}=3G {dataset}; exit ;;
+        esac"
     ));
     let result = fs::write(mounted.path(format!("{uuid}/quota")), "2");
     assert_eq!(
@@ -194,9 +191,44 @@ fn who_is_overtaken_behind_our_back_is_told_so_and_the_mount_shows_what_zfs_has(
         why(&mounted, &uuid)
     );
     assert!(why(&mounted, &uuid).contains("quota = 2"));
-    assert_eq!(mounted.read(format!("{uuid}/quota")), "3\n");
+    until("what was read back is shown", || {
+        (mounted.read(format!("{uuid}/quota")) == "3\n").then_some(())
+    });
     fs::write(mounted.path(format!("{uuid}/quota")), "4").unwrap();
     assert_eq!(host.get(quota, &host.zone), "4294967296");
+}
+
+#[test]
+fn zfs_is_asked_once_before_and_once_after_it_is_changed_and_by_nobody_else() {
+    let host = Host::new();
+    let mounted = host.mount();
+    let uuid = mounted.uuid(&host.zone);
+    // Once, the usage text says which properties this release knows.
+    fs::write(mounted.path(format!("{uuid}/quota")), "1.5").unwrap();
+    let calls = host.store.dir().join("calls");
+    host.zfs_does(&format!("echo $1 >> {}", calls.display()));
+    let write = |file: &str, text: &str| {
+        let _ = fs::remove_file(&calls);
+        let events = mounted.events();
+        let result = fs::write(mounted.path(format!("{uuid}/{file}")), text);
+        assert!(result.is_ok(), "{text}: {}", why(&mounted, &uuid));
+        let event = events.changed(&uuid, &file.replace('/', "."));
+        let changes = event["changes"].as_array().unwrap();
+        assert!(event["txn"].is_string(), "{event}");
+        (
+            fs::read_to_string(&calls).unwrap_or_default(),
+            changes.len(),
+        )
+    };
+    for quota in ["2", "3"] {
+        assert_eq!(write("quota", quota).0, "get\nset\nget\n");
+    }
+    // All that a write does is one event, also the time at which the VM was modified.
+    thread::sleep(Duration::from_millis(1100));
+    assert_eq!(write("quota", "4").1, 2);
+    // What is in files depends on no dataset.
+    assert_eq!(write("alias", "web").0, "");
+    assert_eq!(write("tags/role", "db").0, "");
 }
 
 #[test]
@@ -294,7 +326,7 @@ fn a_vm_is_created_from_its_image_and_deleted_and_leaves_nothing() {
 }
 
 #[test]
-fn a_delete_that_zfs_refuses_says_what_was_done_harms_no_clone_and_is_ended_at_the_next_start() {
+fn a_vm_that_others_depend_on_is_not_deleted_and_one_that_zfs_keeps_is_at_the_next_start() {
     let host = Host::new();
     let mounted = host.mount();
     let uuid = mounted.uuid(&host.zone);
@@ -303,23 +335,30 @@ fn a_delete_that_zfs_refuses_says_what_was_done_harms_no_clone_and_is_ended_at_t
     let clone = host.pool.dataset("somebody-elses");
     host.pool
         .zfs(&["clone", "-o", "canmount=off", &snapshot, &clone]);
-    let deleted = fs::write(mounted.path(format!("{uuid}/ctl")), "delete");
-    assert_eq!(errno(deleted), Some(libc::EIO));
+    let delete = || fs::write(mounted.path(format!("{uuid}/ctl")), "delete");
+    assert_eq!(errno(delete()), Some(libc::EBUSY));
+    assert!(why(&mounted, &uuid).contains(&clone));
+    assert!(mounted.path(&uuid).exists());
+    assert!(host.datasets().contains(&clone) && host.datasets().contains(&snapshot));
+    host.pool.zfs(&["destroy", &clone]);
+    // What nobody can foresee: the VM has gone, and what it had goes later.
+    host.zfs_does("[ $1 != destroy ] || { echo dataset is busy >&2; exit 1; }");
+    assert_eq!(errno(delete()), Some(libc::EIO));
     let errors = mounted.read(".errors");
     let last: Value = serde_json::from_str(errors.lines().last().unwrap()).unwrap();
     let applied = last["applied"].as_array().unwrap();
     assert!(applied.contains(&json!("the line in the index")), "{last}");
     let message = last["message"].as_str().unwrap();
     assert!(
-        message.contains("dependent clones") && message.contains("when the daemon starts again"),
+        message.contains("dataset is busy") && message.contains("when the daemon starts again"),
         "{last}"
     );
     until("it has gone", || {
         (!mounted.path(&uuid).exists()).then_some(())
     });
-    assert!(host.datasets().contains(&clone) && host.datasets().contains(&snapshot));
+    assert!(host.datasets().contains(&snapshot));
     drop(mounted);
-    host.pool.zfs(&["destroy", &clone]);
+    host.zfs_does("");
     let mounted = host.mount();
     assert_eq!(host.datasets(), [host.pool.name()]);
     assert!(!mounted.path(&uuid).exists());

@@ -18,6 +18,7 @@ mod mounts;
 mod reads;
 mod report;
 mod writes;
+mod zfs;
 
 use mounts::{Scratch, Store};
 use report::Report;
@@ -34,8 +35,9 @@ struct Args {
     /// libfuse3's example, built with direct I/O
     #[arg(long, value_name = "PROGRAM")]
     hello: PathBuf,
-    /// Only these sections: reads, load, latency, burst, writes
-    #[arg(value_name = "SECTION", value_parser = ["reads", "load", "latency", "burst", "writes"])]
+    /// Only these sections: reads, load, latency, burst, writes, zfs
+    #[arg(value_name = "SECTION",
+        value_parser = ["reads", "load", "latency", "burst", "writes", "zfs"])]
     sections: Vec<String>,
     /// What cargo adds
     #[arg(long, hide = true)]
@@ -95,6 +97,9 @@ fn run(args: &Args, size: Size, report: &mut Report) -> Result<(), Failure> {
         if wanted("writes") {
             writes::run(report, size, &large)?;
         }
+    }
+    if wanted("zfs") {
+        zfs::run(report, size, &Store::new(&scratch, "zfs", 100)?)?;
     }
     Ok(())
 }

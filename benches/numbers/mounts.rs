@@ -84,6 +84,19 @@ impl<'a> Store<'a> {
         self.dir.join(name)
     }
 
+    /// The name of the first zone of a brand.
+    pub fn zone_of(&self, brand: &str) -> Result<String, Failure> {
+        let index = fs::read_to_string(self.root().join("etc/zones/index"))?;
+        let names = index.lines().filter_map(|line| line.split(':').next());
+        let marked = format!("brand=\"{brand}\"");
+        let is_of_brand = |name: &&str| {
+            let xml = self.root().join(format!("etc/zones/{name}.xml"));
+            fs::read_to_string(xml).is_ok_and(|xml| xml.contains(&marked))
+        };
+        let name = names.into_iter().find(is_of_brand).map(str::to_owned);
+        name.ok_or_else(|| format!("no zone of brand {brand}").into())
+    }
+
     fn root(&self) -> PathBuf {
         self.beside("store")
     }
@@ -94,12 +107,17 @@ impl<'a> Store<'a> {
 
     /// Starts a daemon and waits until it has mounted, which it does when its tree is complete.
     pub fn mount(&self) -> Result<Daemon<'_>, Failure> {
+        // A host may have a ZFS, which knows nothing of the store.
+        self.mount_with("datasets=files,runtime=files")
+    }
+
+    /// The same with these options.
+    pub fn mount_with(&self, options: &str) -> Result<Daemon<'_>, Failure> {
         let began = Instant::now();
         // In the foreground it stays in this session, and so has the same share of the machine.
         let child = Command::new(env!("CARGO_BIN_EXE_vminfod"))
             .args(["mount", "--foreground"])
-            // A host may have a ZFS, which knows nothing of the store.
-            .args(["-o", "datasets=files,runtime=files", "--zones-root"])
+            .args(["-o", options, "--zones-root"])
             .args([self.root(), self.mountpoint()])
             .stdin(Stdio::null())
             .spawn()?;

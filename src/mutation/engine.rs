@@ -17,7 +17,7 @@ use super::turns::{NoTurn, Turn, Turns};
 use super::txns::{Txn, Txns};
 use super::{Changed, Changes, Created, Done, Failure, Outcome, Wait, Wish};
 use crate::cache::{Cache, Snapshot};
-use crate::source::{Apply, Failed, FailedKind, Locked, Source};
+use crate::source::{Apply, Extent, Failed, FailedKind, Locked, Source};
 use crate::vm::files::Rendered;
 use crate::vm::payload::{self, Invalid, InvalidKind};
 use crate::vm::verb::Verb;
@@ -272,11 +272,15 @@ impl Inner {
         wait: Wait,
         deadline: Instant,
     ) -> Result<Option<Applied>, Failure> {
-        let locked = match wait {
-            Wait::AtOnce => self.apply.try_lock(uuid, deadline),
-            Wait::Applied | Wait::Confirmed => self.apply.lock(uuid, deadline),
+        let extent = match is_of_files(&wish) {
+            true => Extent::Files,
+            false => Extent::Whole,
         };
-        let locked = match locked {
+        let until = match wait {
+            Wait::AtOnce => Instant::now(),
+            Wait::Applied | Wait::Confirmed => deadline,
+        };
+        let locked = match self.apply.lock_for(uuid, extent, until, deadline) {
             Ok(locked) => locked,
             // Nobody could get rid of a broken VM otherwise.
             Err(failed)
@@ -300,21 +304,15 @@ impl Inner {
             wish => wish,
         };
         match wish {
-            Wish::File { path, text } => {
-                let target = |vm: &Object| payload::of_file(vm, &path, &text);
-                self.update(uuid, locked, before, target)
-            }
-            Wish::Document(mut document) => {
-                if let Some(expected) = document.shift_remove("if_generation") {
-                    self.check_generation(uuid, &before, &expected)?;
-                }
-                let target = |vm: &Object| match document.contains_key("uuid") {
-                    true => payload::full(vm, &document),
-                    false => payload::update(vm, &document),
-                };
-                self.update(uuid, locked, before, target)
-            }
             Wish::Verb(verb) => self.run(uuid, locked, before, verb),
+            wish => {
+                if let Wish::Document(document) = &wish
+                    && let Some(expected) = document.get("if_generation")
+                {
+                    self.check_generation(uuid, &before, expected)?;
+                }
+                self.update(uuid, locked, before, |vm| target(vm, &wish))
+            }
         }
     }
 
@@ -340,8 +338,11 @@ impl Inner {
         let goal = Arc::new(Goal::Values(wanted));
         let txn = self.txns.enter(uuid, goal.clone());
         let written = locked.update(&made);
-        // Also after a failure: some of it may have been written, and is to be seen.
-        self.source.reload(uuid);
+        match &written {
+            Ok(()) => self.source.reload_files(uuid),
+            // Some of it may have been written, and is to be seen.
+            Err(_) => self.source.reload(uuid),
+        }
         written.map_err(|failed| failure(uuid, failed))?;
         if !goal.is_met_by(Some(locked.vm())) {
             return Err(overtaken(&goal, Some(locked.vm())));
@@ -548,6 +549,26 @@ impl Drop for Applying<'_> {
     fn drop(&mut self) {
         *self.0.applying.lock() -= 1;
         self.0.applied.notify_all();
+    }
+}
+
+/// What a VM is to be by a wish that is no verb.
+fn target(vm: &Object, wish: &Wish) -> Result<Object, Invalid> {
+    match wish {
+        Wish::File { path, text } => payload::of_file(vm, path, text),
+        Wish::Document(document) if document.contains_key("uuid") => payload::full(vm, document),
+        Wish::Document(document) => payload::update(vm, document),
+        Wish::Verb(_) => Ok(vm.clone()),
+    }
+}
+
+/// Whether a wish depends on no part of the VM but what its files hold.
+fn is_of_files(wish: &Wish) -> bool {
+    match wish {
+        Wish::File { path, .. } => path.first().is_some_and(|name| payload::is_of_files(name)),
+        // A full object is compared with all of the VM, and so is a generation.
+        Wish::Document(document) => document.keys().all(|name| payload::is_of_files(name)),
+        Wish::Verb(_) => false,
     }
 }
 

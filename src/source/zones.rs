@@ -10,8 +10,8 @@
 //! - The thread `zones` (`engine`) decides by the pure `schedule` what is read when, and
 //!   reports. It never touches a file of a zone.
 //! - The threads `load-N` (`loaders`) do, by [`load`].
-//! - What changes zones (`apply`) has no part in this: it works on its callers' threads, and what it wrote
-//!   is announced like any other change.
+//! - What changes zones (`apply`) works on its callers' threads, and what it wrote is announced like any
+//!   other change; only what it has read of ZFS itself is put into the tables, and not read once more.
 //!
 //! # Which providers are used
 //!
@@ -38,6 +38,7 @@ use load::Store;
 use loaders::Loaders;
 use providers::{Choice, Providers};
 use read::Reader;
+use schedule::Causes;
 use watch::Watch;
 
 mod apply;
@@ -126,6 +127,8 @@ pub struct Zones {
     running: Mutex<Option<Running>>,
     choice: OnceLock<Choice>,
     applier: OnceLock<Arc<Applier>>,
+    /// Where the applier leaves what it has read of ZFS.
+    watched: zfs::Watched,
 }
 
 struct Running {
@@ -144,12 +147,16 @@ impl Zones {
             running: Mutex::new(None),
             choice: OnceLock::new(),
             applier: OnceLock::new(),
+            watched: zfs::Watched::default(),
         }
     }
 
     /// What changes these zones. It goes on working when the source is dropped.
     pub fn applier(&self) -> Arc<dyn Apply> {
-        let make = || Arc::new(Applier::new(&self.options, self.choice()));
+        let make = || {
+            let watched = self.watched.clone();
+            Arc::new(Applier::new(&self.options, self.choice(), watched))
+        };
         let applier: Arc<Applier> = Arc::clone(self.applier.get_or_init(make));
         applier
     }
@@ -200,7 +207,7 @@ impl Source for Zones {
             return Err(setup("zones source")(error));
         };
         let store = Store::new(&self.options.root);
-        let providers = Providers::start(&self.options, self.choice(), &self.inbox)?;
+        let providers = Providers::start(&self.options, self.choice(), &self.watched, &self.inbox)?;
         let signals = self.inbox.clone();
         let faults = Arc::clone(&self.options.faults);
         let watch = Watch::start(
@@ -237,7 +244,11 @@ impl Source for Zones {
     }
 
     fn reload(&self, uuid: Uuid) {
-        let _ = self.inbox.send(Message::Reload(uuid));
+        let _ = self.inbox.send(Message::Reload(uuid, Causes::ASKED));
+    }
+
+    fn reload_files(&self, uuid: Uuid) {
+        let _ = self.inbox.send(Message::Reload(uuid, Causes::default()));
     }
 
     fn status(&self) -> Value {

@@ -29,7 +29,7 @@ pub use create::{Created, create};
 pub use difference::{Wanted, revert, wanted};
 pub use file::{can_create, of_file};
 pub use full::full;
-pub use update::update;
+pub use update::{is_of_files, update};
 
 /// Why something is not accepted. Nothing has been applied. The text names the property.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -14,11 +14,11 @@
 //!   [`Apply::recover`] reads those that killed processes left.
 //! - A zone exists when the index names it: that line is the last thing made and the first removed.
 //!
-//! There is no thread and no state here but the highest zoneid that was given, where root datasets
-//! were, and which names are being given to new zones. Validating is the
-//! business of whoever calls, confirming too: the watchers find what was written by themselves.
+//! There is no thread and no state here but the highest zoneid that was given, and where root datasets
+//! were. Validating is the business of whoever calls, confirming too: the watchers find what was written
+//! by themselves, and get what was read of ZFS.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -33,14 +33,14 @@ use super::command::Cancel;
 use super::faults::Faults;
 use super::load::Store;
 use super::providers::Choice;
-use super::zfs::ZfsOptions;
+use super::zfs::{Watched, ZfsOptions};
 use super::zoneadm::ZoneadmOptions;
-use crate::source::{Apply, Cut, Failed, FailedKind, Locked};
+use crate::source::{Apply, Cut, Extent, Failed, FailedKind, Locked};
 use crate::vm::Object;
 use crate::vm::property::Part;
 use crate::vm::verb::Verb;
 use listed::Listed;
-use session::Session;
+use session::{Datasets, Session};
 use zfs::Zfs;
 
 mod create;
@@ -78,9 +78,6 @@ pub(super) struct Applier {
     zoneids: OnceLock<AtomicU64>,
     /// Where each zone's root dataset was the last time: looked for there first.
     roots: Mutex<HashMap<String, String>>,
-    /// The names of zones that are being created. Their locks are by uuid, so two that are to have the
-    /// same name would not see each other, and each take the other's files for its own.
-    creating: Mutex<HashSet<String>>,
 }
 
 /// Who runs zones.
@@ -94,13 +91,15 @@ enum Runtimes {
 }
 
 impl Applier {
-    /// What changes the zones that these options and providers read.
-    pub(super) fn new(options: &ZonesOptions, choice: Choice) -> Applier {
+    /// What changes the zones that these options and providers read. What it reads of ZFS it gives to
+    /// the tables that are watched.
+    pub(super) fn new(options: &ZonesOptions, choice: Choice, watched: Watched) -> Applier {
         let zfs = choice.zfs.then(|| {
-            Zfs::new(ZfsOptions {
+            let options = ZfsOptions {
                 poll: options.zfs_poll,
                 ..ZfsOptions::default()
-            })
+            };
+            Zfs::new(options, watched)
         });
         let runtime = match (choice.zoneadm, &options.runtime_exec) {
             (true, _) => Runtimes::Zoneadm(ZoneadmOptions::default()),
@@ -116,7 +115,6 @@ impl Applier {
             cancel: Cancel::never(),
             zoneids: OnceLock::new(),
             roots: Mutex::default(),
-            creating: Mutex::default(),
         }
     }
 
@@ -128,17 +126,18 @@ impl Applier {
 }
 
 impl Apply for Applier {
-    fn lock(&self, uuid: Uuid, deadline: Instant) -> Result<Box<dyn Locked + '_>, Failed> {
-        let lock = self.take_lock(uuid, deadline)?;
+    fn lock_for(
+        &self,
+        uuid: Uuid,
+        extent: Extent,
+        until: Instant,
+        deadline: Instant,
+    ) -> Result<Box<dyn Locked + '_>, Failed> {
+        let lock = self.take_lock(uuid, until)?;
         // Who has the lock at last also gets the time to read: who only looks does not wait for a lock,
         // but commands take what they take.
         let deadline = deadline.max(Instant::now() + READING);
-        Ok(Box::new(Session::open(self, uuid, lock, deadline)?))
-    }
-
-    fn try_lock(&self, uuid: Uuid, deadline: Instant) -> Result<Box<dyn Locked + '_>, Failed> {
-        let lock = self.take_lock(uuid, Instant::now())?;
-        Ok(Box::new(Session::open(self, uuid, lock, deadline)?))
+        Ok(Box::new(Session::open(self, uuid, extent, lock, deadline)?))
     }
 
     fn delete(&self, uuid: Uuid, deadline: Instant) -> Result<(), Failed> {
@@ -190,8 +189,12 @@ impl Locked for Session<'_> {
     }
 
     fn update(&mut self, target: &Object) -> Result<(), Failed> {
-        let applied = update::update(self, target)?;
-        Session::read(self).map_err(|error| Failed { applied, ..error })
+        let update::Updated { applied, datasets } = update::update(self, target)?;
+        let read = match datasets {
+            Some(table) => self.read_with(Datasets::Known(table)),
+            None => Session::read(self),
+        };
+        read.map_err(|error| Failed { applied, ..error })
     }
 
     fn run(&mut self, verb: &Verb) -> Result<(), Failed> {

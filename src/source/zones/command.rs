@@ -22,8 +22,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 
 /// More output than this is not that of a command we know.
@@ -92,7 +93,7 @@ pub enum Error {
         message: String,
     },
     /// It did not end in time and was killed.
-    #[error("{command}: no answer within {}", humantime::format_duration(*.deadline))]
+    #[error("{command}: no answer within {}", rounded(*.deadline))]
     Overdue {
         /// The command line.
         command: String,
@@ -321,7 +322,7 @@ impl Runner {
         }
         // The kernel closes a child's pipes while it exits, so this loop is nearly always over in
         // its first turns. A child that closes them and lives on meets the deadline.
-        let mut pause = Duration::from_micros(100);
+        let mut pause = Duration::from_micros(20);
         loop {
             if let Some(status) = child.try_wait().map_err(failed)? {
                 return Ok(Finished {
@@ -441,6 +442,16 @@ impl Stream {
     }
 }
 
+/// A time for people: those that somebody has set are whole, but what is left of one is not.
+fn rounded(time: Duration) -> humantime::FormattedDuration {
+    let unit = match time {
+        _ if time > Duration::from_secs(1) => Duration::from_secs(1),
+        _ => Duration::from_millis(1),
+    };
+    let units = (time.as_nanos() + unit.as_nanos() / 2) / unit.as_nanos();
+    humantime::format_duration(unit * u32::try_from(units).unwrap_or(u32::MAX))
+}
+
 /// How waiting has ended.
 enum Wait {
     Ready,
@@ -451,22 +462,16 @@ enum Wait {
 /// Waits until one of the pipes can be read, the time is over, or the lifeline is dropped.
 fn wait_for(cancel: &Cancel, pipes: &[&File], until: Option<Instant>) -> Wait {
     loop {
-        let timeout = match until {
-            None => PollTimeout::NONE,
-            Some(until) => {
-                let left = until.saturating_duration_since(Instant::now());
-                // Rounded up, or the last fraction of a millisecond would be spent spinning.
-                let millis = left.as_micros().div_ceil(1000);
-                PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
-            }
-        };
+        // Not poll(2): a command's end is waited for in fractions of its milliseconds.
+        let timeout = until
+            .map(|until| TimeSpec::from_duration(until.saturating_duration_since(Instant::now())));
         let lifeline = cancel.0.iter().map(|lifeline| lifeline.as_fd());
         let mut set: Vec<PollFd<'_>> = lifeline
             .chain(pipes.iter().map(|pipe| pipe.as_fd()))
             .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
             .collect();
-        match poll(&mut set, timeout) {
-            // poll(2) refuses only what cannot be here: bad pointers, too many descriptors.
+        match ppoll(&mut set, timeout, None) {
+            // ppoll(2) refuses only what cannot be here: bad pointers, too many descriptors.
             Err(Errno::EINTR) | Ok(0) => {}
             Err(_) => return Wait::Overdue,
             Ok(_) if cancel.0.is_some() && set[0].any() == Some(true) => return Wait::Cancelled,
@@ -542,6 +547,15 @@ mod tests {
             thread::yield_now();
         }
         assert!(sh.run(&["-c", "exit 0"]).is_ok());
+    }
+
+    #[test]
+    fn a_time_that_is_over_is_told_without_its_fractions() {
+        let told = |time| rounded(time).to_string();
+        assert_eq!(told(Duration::new(300, 12)), "5m");
+        assert_eq!(told(Duration::from_micros(59_999_400)), "1m");
+        assert_eq!(told(Duration::from_micros(99_900)), "100ms");
+        assert_eq!(told(Duration::from_millis(50)), "50ms");
     }
 
     #[test]

@@ -62,8 +62,8 @@ pub(super) enum Message {
     Provider(News),
     /// Scan everything.
     Rescan,
-    /// Read this VM again.
-    Reload(Uuid),
+    /// Read this VM again, also for these causes.
+    Reload(Uuid, Causes),
     /// End.
     Stop,
 }
@@ -200,13 +200,13 @@ impl Engine {
             Message::Answer(key, ticket, answer) => self.answer(key, ticket, answer, now),
             Message::Provider(news) => self.news(news, now),
             Message::Rescan => self.begin_scan(now),
-            Message::Reload(uuid) => {
+            Message::Reload(uuid, causes) => {
                 // A zone that is not known may just have been made.
                 let key = match self.names.get(&uuid) {
                     Some(name) => Key::Zone(Arc::clone(name)),
                     None => Key::Host,
                 };
-                self.want(&key, Causes::EVENT | Causes::ASKED, now, now);
+                self.want(&key, Causes::EVENT | causes, now, now);
             }
             Message::Stop => {}
         }

@@ -42,6 +42,8 @@ pub enum DatasetsOf<'a> {
     Files,
     /// ZFS: the table of the zone's pool, or why there is none.
     Zfs(Result<&'a Table, String>),
+    /// Nowhere: nobody asks for them now.
+    LeftOut,
 }
 
 /// Where the runtime state of a zone is read from.
@@ -101,7 +103,12 @@ impl Store {
 
     /// The lock that whoever changes a VM takes, other tools too.
     pub fn lock(&self, uuid: Uuid) -> PathBuf {
-        self.root.join(format!("var/run/vm.{uuid}.config.lockfile"))
+        self.lock_of(&uuid.to_string())
+    }
+
+    /// The lock of who makes a zone of this name. That of a VM, where its uuid is its name.
+    pub(super) fn lock_of(&self, name: &str) -> PathBuf {
+        self.root.join(format!("var/run/vm.{name}.config.lockfile"))
     }
 
     /// The lock of whoever changes the list of zones.
@@ -381,6 +388,7 @@ impl Draft<'_> {
         match datasets {
             DatasetsOf::Zfs(Ok(table)) => datasets::describe(&mut self.vm, zonepath, table),
             DatasetsOf::Zfs(Err(reason)) => self.fail(Part::Datasets, reason),
+            DatasetsOf::LeftOut => {}
             DatasetsOf::Files => match self.store.read(&path, JSON_LIMIT, datasets::parse) {
                 Ok(file) => {
                     let table = file.map(|(_, table)| table).unwrap_or_default();

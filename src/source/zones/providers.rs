@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::engine::Message;
 use super::index::Entry;
 use super::load::{self, DatasetsOf, RuntimeOf, Store};
-use super::zfs::{self, Zfs, ZfsOptions};
+use super::zfs::{self, Watched, Zfs, ZfsOptions};
 use super::zoneadm::{self, Zoneadm, ZoneadmOptions};
 use super::{Provider, ZonesOptions};
 use crate::source::{Loaded, SourceError, Via};
@@ -67,21 +67,26 @@ pub(super) struct Providers {
 }
 
 impl Providers {
-    /// Starts the providers that were chosen.
+    /// Starts the providers that were chosen; the tables of ZFS are those that are `watched`.
     pub(super) fn start(
         options: &ZonesOptions,
         choice: Choice,
+        watched: &Watched,
         inbox: &Sender<Message>,
     ) -> Result<Providers, SourceError> {
         let zfs_options = ZfsOptions {
             poll: options.zfs_poll,
             ..ZfsOptions::default()
         };
+        let zfs = match choice.zfs {
+            true => Some(start_zfs(zfs_options, inbox)?),
+            false => None,
+        };
+        if let Some(zfs) = &zfs {
+            watched.by(zfs);
+        }
         Ok(Providers {
-            zfs: match choice.zfs {
-                true => Some(start_zfs(zfs_options, inbox)?),
-                false => None,
-            },
+            zfs,
             zoneadm: match choice.zoneadm {
                 true => Some(start_zoneadm(&ZoneadmOptions::default(), inbox)?),
                 false => None,

@@ -16,14 +16,17 @@
 //! What ZFS counts by itself (`usedbysnapshots`, the size of a snapshot) has no events; where they
 //! are followed it is as old as the last full read.
 //!
-//! Threads: "zfs" lists the pools; "zfs:POOL" reads one pool and is the only writer of its table;
-//! "zpool-events" follows the events. All end when the [`Zfs`] is dropped.
+//! Who changes datasets reads them again by himself; what he read is put into the tables too
+//! ([`Watched::adopt`]), so that it is not read twice.
+//!
+//! Threads: "zfs" lists the pools; "zfs:POOL" reads one pool; "zpool-events" follows the events. All
+//! end when the [`Zfs`] is dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -39,10 +42,12 @@ use crate::source::Via;
 
 mod output;
 mod pool;
+mod watched;
 
 pub use output::Garbage;
 pub(super) use output::table;
 use pool::Pool;
+pub(super) use watched::{Untold, Watched};
 
 /// After the events have ended, their first restart is this much later, each further one twice as
 /// much.
@@ -155,6 +160,8 @@ struct Shared {
     /// one; nor once it is dropped.
     heard: AtomicBool,
     pools: RwLock<BTreeMap<String, Reading>>,
+    /// How many readings have been put into tables.
+    readings: AtomicU64,
     /// Why the pools could not be listed the last time.
     unlisted: Mutex<Option<String>>,
     /// Whether events are arriving, so that nobody polls.
@@ -210,6 +217,7 @@ impl Zfs {
             changed: Box::new(changed),
             heard: AtomicBool::new(false),
             pools: RwLock::default(),
+            readings: AtomicU64::new(0),
             unlisted: Mutex::default(),
             following: AtomicBool::new(false),
             events: Mutex::new(EventsStatus {

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::draft::Draft;
 use super::elements::{key_of, same_key};
 use super::{Invalid, InvalidKind, Object};
-use crate::vm::property::{self, Kind};
+use crate::vm::property::{self, Kind, Part};
 
 /// What a verb of a payload does with a map or a list of objects.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +45,18 @@ pub fn update(vm: &Object, payload: &Object) -> Result<Object, Invalid> {
         run(&mut draft, action, collection, name, given)?;
     }
     draft.finish()
+}
+
+/// Whether a member of a payload, a property or a verb, depends on nothing but what the VM's files
+/// hold: not on its datasets, nor on what it does.
+pub fn is_of_files(name: &str) -> bool {
+    let name = verb(name).map_or(name, |(_, collection)| collection);
+    property::property(name).is_some_and(|property| match property.part {
+        // What disks leave free is part of what they are checked against.
+        Part::Zone => !matches!(name, "disks" | "flexible_disk_size"),
+        Part::Metadata | Part::Tags | Part::Routes => true,
+        Part::Datasets | Part::Runtime | Part::LastExited | Part::Sysinfo => false,
+    })
 }
 
 /// The action and the property of a verb such as `add_nics`.
@@ -155,4 +167,43 @@ fn contradiction(payload: &Object) -> Result<(), Invalid> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_datasets_have_no_part_in_is_of_files() {
+        for name in [
+            "alias",
+            "ram",
+            "cpu_cap",
+            "tags",
+            "set_tags",
+            "remove_customer_metadata",
+            "set_routes",
+            "add_nics",
+            "update_nics",
+            "resolvers",
+        ] {
+            assert!(is_of_files(name), "{name}");
+        }
+        for name in [
+            "quota",
+            "zfs_root_recsize",
+            "disks",
+            "update_disks",
+            "add_disks",
+            "flexible_disk_size",
+            "snapshots",
+            "indestructible_zoneroot",
+            "uuid",
+            "state",
+            "if_generation",
+            "strange",
+        ] {
+            assert!(!is_of_files(name), "{name}");
+        }
+    }
 }

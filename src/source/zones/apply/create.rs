@@ -9,14 +9,19 @@ use uuid::Uuid;
 use super::datasets::{self, Operation, Step, disks, volume};
 use super::delete::Remains;
 use super::journal::Journal;
+use super::lock::{self, Lock};
 use super::session::{Session, UNDO, now, pretty};
 use super::zfs::Commands;
-use super::{Applier, Progress, failed, index, lock, place, verbs, xml};
+use super::{Applier, Progress, failed, index, place, verbs, xml};
 use crate::source::zones::datasets::Table;
 use crate::source::zones::index::Entry;
 use crate::source::zones::units;
-use crate::source::{Failed, FailedKind};
+use crate::source::{Extent, Failed, FailedKind};
 use crate::vm::Object;
+
+/// What a snapshot of an image is called that is made for one VM. Its name says whose it is: the VM's
+/// uuid.
+pub(super) const IMAGE: &str = "image";
 
 /// Makes a VM and, if it boots by itself, starts it.
 pub(super) fn create(
@@ -28,17 +33,20 @@ pub(super) fn create(
     let vm = complete(uuid, target);
     let entry = entry(uuid, &vm)?;
     let lock = lock::take(&applier.store.lock(uuid), deadline)?;
-    let _name = Name::claim(applier, &entry.zonename)?;
+    let _name = claim(applier, uuid, &entry.zonename)?;
     check_free(applier, &entry)?;
     let xml =
         xml::create(&entry.zonepath, &vm).map_err(|error| failed(FailedKind::Invalid, &error))?;
     let zfs = applier.commands(deadline);
-    let steps = steps(applier, zfs.as_ref(), &entry, &vm)?;
+    let mut steps = steps(applier, zfs.as_ref(), &entry, &vm)?;
     let mut remains = Remains::files_of(&entry.zonename);
     if zfs.is_some() {
-        // The origin of a clone goes after it.
-        let made = steps.iter().rev().map(|step| step.dataset.clone());
-        remains.datasets = made.collect();
+        remains.made = Some(datasets::mark(&mut steps));
+        let (snapshots, made): (Vec<&Step>, Vec<&Step>) =
+            steps.iter().rev().partition(|step| step.label == IMAGE);
+        let name = |step: &Step| step.dataset.clone();
+        remains.datasets = made.into_iter().map(name).collect();
+        remains.snapshots = snapshots.into_iter().map(name).collect();
     }
     let journal = Journal::begin(applier, uuid, remains.journal("create"))?;
     let mut progress = Progress::new(applier);
@@ -58,7 +66,7 @@ pub(super) fn create(
     }
     journal.end()?;
     if vm.get("autoboot") == Some(&Value::Bool(true)) {
-        let session = Session::open(applier, uuid, lock, deadline);
+        let session = Session::open(applier, uuid, Extent::Whole, lock, deadline);
         let started = session.and_then(|session| verbs::start(&session));
         started.map_err(|error| Failed {
             kind: FailedKind::Source,
@@ -69,25 +77,21 @@ pub(super) fn create(
     Ok(())
 }
 
-/// The name of a zone that is being created, until this is dropped.
-struct Name<'a> {
-    applier: &'a Applier,
-    zonename: &'a str,
-}
-
-impl<'a> Name<'a> {
-    fn claim(applier: &'a Applier, zonename: &'a str) -> Result<Name<'a>, Failed> {
-        if !applier.creating.lock().insert(zonename.to_owned()) {
-            let reason = format!("{zonename}: another zone of this name is being created");
-            return Err(failed(FailedKind::Exists, &reason));
-        }
-        Ok(Name { applier, zonename })
+/// Claims the name of a zone that is being created, here and in other daemons, until the lock is
+/// dropped. Locks of VMs are by uuid, so two that are to have one name would not see each other, and each
+/// take the other's files for its own. The lock of a VM that is called like its uuid is also that of its
+/// name.
+fn claim(applier: &Applier, uuid: Uuid, zonename: &str) -> Result<Option<Lock>, Failed> {
+    if zonename == uuid.to_string() {
+        return Ok(None);
     }
-}
-
-impl Drop for Name<'_> {
-    fn drop(&mut self) {
-        self.applier.creating.lock().remove(self.zonename);
+    let path = applier.store.lock_of(zonename);
+    match lock::take(&path, Instant::now() + lock::GRACE) {
+        Err(error) if error.kind == FailedKind::Busy => {
+            let reason = format!("{zonename}: another zone of this name is being created");
+            Err(failed(FailedKind::Exists, &reason))
+        }
+        taken => taken.map(Some),
     }
 }
 
@@ -262,8 +266,7 @@ impl Images<'_> {
                     let reason = format!("{own}: there is such a snapshot already");
                     return Err(failed(FailedKind::Exists, &reason));
                 }
-                self.steps
-                    .push(Step::new("image", &own, Operation::Snapshot));
+                self.steps.push(Step::new(IMAGE, &own, Operation::Snapshot));
                 own
             }
             Some(_) => {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::failed;
 use super::xml::mebibytes;
@@ -35,6 +36,8 @@ pub(super) enum Operation {
     Rollback,
     /// Destroy it with all that is below it, and its snapshots.
     Destroy,
+    /// Destroy it alone; refused if anything is below it, which others have made.
+    DestroyAlone,
 }
 
 /// An operation on a dataset, and what it is called in a message.
@@ -59,14 +62,14 @@ impl Step {
     /// What takes it back, as far as that can be done, where this was the table before.
     pub(super) fn undo(&self, table: &Table) -> Option<Step> {
         let operation = match &self.operation {
-            Operation::Create { .. } | Operation::Snapshot => Operation::Destroy,
+            Operation::Create { .. } | Operation::Snapshot => Operation::DestroyAlone,
             Operation::Hold => Operation::Release,
             Operation::Release => Operation::Hold,
             Operation::Set { property, .. } => Operation::Set {
                 value: table.get(&self.dataset)?.get(property)?.clone(),
                 property: property.clone(),
             },
-            Operation::Rollback | Operation::Destroy => return None,
+            Operation::Rollback | Operation::Destroy | Operation::DestroyAlone => return None,
         };
         Some(Step::new(self.label.clone(), &self.dataset, operation))
     }
@@ -98,6 +101,21 @@ enum Place {
     Root,
     /// The delegated one below it.
     Data,
+}
+
+/// The property that every dataset gets with which a change makes it. What another tool has made
+/// under the same name does not have it, so it is not taken for ours when the change is undone.
+pub(super) const MADE: &str = "vminfod:txn";
+
+/// Gives what these steps make a mark of their own, which is returned.
+pub(super) fn mark(steps: &mut [Step]) -> String {
+    let mark = Uuid::new_v4().to_string();
+    for step in steps {
+        if let Operation::Create { properties, .. } = &mut step.operation {
+            properties.insert(MADE.to_owned(), mark.clone());
+        }
+    }
+    mark
 }
 
 /// What makes the datasets of `old` those of `new`.
@@ -474,7 +492,7 @@ mod tests {
         assert_eq!(plan.after.len(), 1);
         assert_eq!(plan.after[0].dataset, "p/z-disk0");
         let undo = plan.before[0].undo(&table).unwrap();
-        assert_eq!(undo.operation, Operation::Destroy);
+        assert_eq!(undo.operation, Operation::DestroyAlone);
     }
 
     #[test]

@@ -24,6 +24,16 @@ impl Journal {
         content: serde_json::Value,
     ) -> Result<Journal, Failed> {
         let path = applier.store.journal(uuid);
+        // What an earlier change left, and could not be settled, is not to be forgotten.
+        if path.symlink_metadata().is_ok() {
+            let name = path.strip_prefix(applier.store.root()).unwrap_or(&path);
+            let reason = format!(
+                "{}: an earlier change of this VM was cut and is not ended; start the daemon again to end \
+                 it, or look what is left of it and remove this file",
+                name.display()
+            );
+            return Err(failed(FailedKind::Busy, &reason));
+        }
         let content = match content {
             serde_json::Value::Object(content) => content,
             _ => Object::new(),

@@ -16,6 +16,10 @@ use crate::source::{Failed, FailedKind};
 /// How often a lock that somebody else has is tried.
 const RETRY: Duration = Duration::from_millis(5);
 
+/// How long a lock may outlive who had it: a child that was just forked has it until it is another
+/// program.
+pub(super) const GRACE: Duration = Duration::from_millis(250);
+
 /// A lock that is held until this is dropped.
 #[derive(Debug)]
 pub(super) struct Lock(#[expect(dead_code, reason = "it is held while this is open")] File);

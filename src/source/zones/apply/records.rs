@@ -54,7 +54,7 @@ pub(super) fn apply(file: &mut Object, step: &Step, now: u64) -> Result<(), Fail
             Ok(())
         }
         Operation::Rollback => rollback(file, name),
-        Operation::Destroy => {
+        Operation::Destroy | Operation::DestroyAlone => {
             get(file, name)?;
             destroy(file, |other| is_below(other, name))
         }

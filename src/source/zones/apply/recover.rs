@@ -13,16 +13,12 @@ use super::update::written;
 use super::{Applier, Progress, lock, place};
 use crate::source::zones::config;
 use crate::source::zones::load::METADATA_LIMIT;
-use crate::source::{Cut, Failed, FailedKind};
+use crate::source::{Cut, Extent, Failed, FailedKind};
 use crate::vm::Object;
 use crate::vm::diff::diff;
 
 /// How long ending what one process began may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// How long a lock may outlive its process: a child that was just forked has it until it is another
-/// program.
-const GRACE: Duration = Duration::from_millis(250);
 
 /// Ends or takes back what was begun, and says what was cut.
 pub(super) fn recover(applier: &Applier) -> Vec<Cut> {
@@ -48,7 +44,7 @@ pub(super) fn recover(applier: &Applier) -> Vec<Cut> {
 fn settle(applier: &Applier, uuid: Uuid) -> Option<Cut> {
     let cut = |reason: String| Some(Cut { uuid, reason });
     // Who holds the lock is alive, and so is his journal.
-    let lock = match lock::take(&applier.store.lock(uuid), Instant::now() + GRACE) {
+    let lock = match lock::take(&applier.store.lock(uuid), Instant::now() + lock::GRACE) {
         Ok(lock) => lock,
         Err(error) if error.kind == FailedKind::Busy => return None,
         Err(error) => return cut(format!("a change was cut: {error}")),
@@ -75,33 +71,60 @@ fn settle(applier: &Applier, uuid: Uuid) -> Option<Cut> {
     };
     let heir = heir(applier, &journal);
     let settled = match (operation, is_listed) {
-        (Some("create" | "delete"), false) if heir.is_some() => Err(format!(
+        (Some("create" | "delete"), false) if heir.is_some() => Err(Open::Told(format!(
             "creating or deleting it was cut, and not all of it was removed: the zone {} of another \
              VM has its name; look what of it is left",
             heir.unwrap_or_default()
-        )),
+        ))),
         (Some("create"), false) => remove(applier, &journal, deadline).map_err(|error| {
-            format!("creating it was cut, and not all of it was removed: {error}")
+            Open::Stays(format!(
+                "creating it was cut, and not all of it was removed: {error}"
+            ))
         }),
-        (Some("delete"), false) => remove(applier, &journal, deadline)
-            .map_err(|error| format!("deleting it was cut, and cannot be ended: {error}")),
+        (Some("delete"), false) => remove(applier, &journal, deadline).map_err(|error| {
+            Open::Stays(format!("deleting it was cut, and cannot be ended: {error}"))
+        }),
         // The line in the index is the end of the one and the begin of the other.
         (Some("create" | "delete"), true) => Ok(()),
         (Some("update"), false) => Ok(()),
-        (Some("update"), true) => match Session::open(applier, uuid, lock, deadline) {
+        (Some("update"), true) => match Session::open(applier, uuid, Extent::Whole, lock, deadline)
+        {
             Ok(session) => update(&session, &journal),
-            Err(error) => Err(format!(
+            Err(error) => Err(Open::Stays(format!(
                 "an update was cut, and it is not known where: {error}"
-            )),
+            ))),
         },
-        _ => Err("a change was cut, whose journal is not understood".to_owned()),
+        _ => Err(Open::Stays(
+            "a change was cut, whose journal is not understood".to_owned(),
+        )),
     };
-    let ended = place::remove(&path).err();
-    match (settled, ended) {
-        (Ok(()), None) => None,
-        (Ok(()), Some(error)) => cut(format!("{error}; remove it")),
-        (Err(reason), _) => cut(reason),
+    // What could not be ended is tried again at the next start.
+    if let Err(Open::Stays(reason)) = settled {
+        let journal = path.strip_prefix(applier.store.root()).unwrap_or(&path);
+        let reason = format!(
+            "{reason}; it is tried again when the daemon starts again, until {} is removed",
+            journal.display()
+        );
+        return cut(reason);
     }
+    match (settled, place::remove(&path)) {
+        (Ok(()), Ok(())) => None,
+        (Ok(()), Err(error)) => cut(format!("{error}; remove it")),
+        (Err(Open::Told(reason) | Open::Stays(reason)), _) => cut(reason),
+    }
+}
+
+/// Why a change that was cut is neither ended nor taken back.
+enum Open {
+    /// Nothing more is to be done about it here.
+    Told(String),
+    /// Something failed that may work later: the journal stays.
+    Stays(String),
+}
+
+fn text(journal: &Object, member: &str) -> Option<String> {
+    let text = journal.get(member)?.as_str()?;
+    Some(text.to_owned())
 }
 
 fn texts(journal: &Object, member: &str) -> Vec<String> {
@@ -125,7 +148,9 @@ fn heir(applier: &Applier, journal: &Object) -> Option<String> {
 fn remove(applier: &Applier, journal: &Object, deadline: Instant) -> Result<(), Failed> {
     let remains = Remains {
         zonename: String::new(),
+        made: text(journal, "made"),
         datasets: texts(journal, "datasets"),
+        snapshots: texts(journal, "snapshots"),
         files: texts(journal, "files"),
         folders: texts(journal, "folders"),
     };
@@ -134,7 +159,7 @@ fn remove(applier: &Applier, journal: &Object, deadline: Instant) -> Result<(), 
 
 /// Looks how far an update came. Volumes that it made and the XML does not name, or no longer names,
 /// are removed.
-fn update(session: &Session<'_>, journal: &Object) -> Result<(), String> {
+fn update(session: &Session<'_>, journal: &Object) -> Result<(), Open> {
     let part = |member: &str| match journal.get(member) {
         Some(Value::Object(part)) => without_blanks(part),
         _ => Object::new(),
@@ -162,21 +187,40 @@ fn update(session: &Session<'_>, journal: &Object) -> Result<(), String> {
         // What stays is used again by the next change of that file.
         let _ = place::forget_draft(&session.applier.store.root().join(file));
     }
-    let left_over = remove_volumes(session, &texts(journal, "datasets"));
+    remove_volumes(session, journal)
+        .map_err(|error| Open::Stays(format!("an update was cut, and a volume stays: {error}")))?;
     if !done.is_empty() && !open.is_empty() {
-        return Err(format!(
+        return Err(Open::Told(format!(
             "an update was cut: applied were {}; not applied were {}; apply these again",
             done.join(", "),
             open.join(", ")
-        ));
+        )));
     }
-    left_over
+    Ok(())
 }
 
-fn remove_volumes(session: &Session<'_>, volumes: &[String]) -> Result<(), String> {
+fn remove_volumes(session: &Session<'_>, journal: &Object) -> Result<(), Failed> {
+    let is_unnamed = |name: &String| {
+        let is_named = disks(session.vm()).any(|disk| volume(disk) == Some(name));
+        !is_named && session.table().get(name).is_some()
+    };
+    let mut volumes = texts(journal, "datasets");
+    volumes.retain(is_unnamed);
+    let zfs = session.applier.commands(session.deadline);
+    for new in texts(journal, "new_datasets")
+        .into_iter()
+        .filter(is_unnamed)
+    {
+        // Somebody else may have made one of this name.
+        let is_ours = match (&zfs, text(journal, "made")) {
+            (Some(zfs), Some(mark)) => zfs.is_made_by(&new, &mark)?,
+            _ => true,
+        };
+        if is_ours {
+            volumes.push(new);
+        }
+    }
     let unnamed: Vec<Step> = (volumes.iter())
-        .filter(|name| !disks(session.vm()).any(|disk| volume(disk) == Some(name)))
-        .filter(|name| session.table().get(name).is_some())
         .map(|name| Step::new(format!("disk {name}"), name, Operation::Destroy))
         .collect();
     // With the file provider this also asks whether it is recorded.
@@ -191,7 +235,6 @@ fn remove_volumes(session: &Session<'_>, volumes: &[String]) -> Result<(), Strin
             &mut progress,
         )
         .and_then(|()| progress.sync())
-        .map_err(|error| format!("an update was cut, and a volume stays: {error}"))
 }
 
 /// An object less what stands for nothing: a source shows some of these as absent.

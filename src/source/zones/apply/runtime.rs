@@ -280,7 +280,7 @@ mod tests {
                 zfs: false,
                 zoneadm: true,
             };
-            let mut applier = Applier::new(&ZonesOptions::new(root), choice);
+            let mut applier = Applier::new(&ZonesOptions::new(root), choice, Default::default());
             applier.runtime = Runtimes::Zoneadm(ZoneadmOptions {
                 zoneadm: program,
                 kstat: "/nonexistent/kstat".into(),

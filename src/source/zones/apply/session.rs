@@ -14,17 +14,28 @@ use crate::source::zones::datasets::{self, Table};
 use crate::source::zones::index::Entry;
 use crate::source::zones::load::{self, DatasetsOf, JSON_LIMIT, RuntimeOf, XML_LIMIT};
 use crate::source::zones::{config, files, zoneadm};
-use crate::source::{Failed, FailedKind, Loaded};
+use crate::source::{Extent, Failed, FailedKind, Loaded};
 use crate::vm::Object;
 
 /// How long taking back what was done may take when the time of the change is over.
 pub(super) const UNDO: Duration = Duration::from_secs(5);
+
+/// Where the datasets of a VM on ZFS come from when it is read.
+pub(super) enum Datasets {
+    /// ZFS is asked.
+    Asked,
+    /// It has been asked since the last change of them.
+    Known(Table),
+    /// They are left out.
+    LeftOut,
+}
 
 /// One change of one VM, from the taking of its lock to its release.
 pub(super) struct Session<'a> {
     pub(super) applier: &'a Applier,
     pub(super) uuid: Uuid,
     pub(super) deadline: Instant,
+    extent: Extent,
     reading: Reading,
     // Released last.
     _lock: Lock,
@@ -35,6 +46,18 @@ struct Reading {
     entry: Entry,
     vm: Object,
     table: Table,
+}
+
+/// Where the datasets come from for a reading of this extent.
+fn datasets_for(extent: Extent) -> Datasets {
+    match extent {
+        Extent::Whole => Datasets::Asked,
+        Extent::Files => Datasets::LeftOut,
+    }
+}
+
+fn of_zfs(table: &Result<Table, String>) -> DatasetsOf<'_> {
+    DatasetsOf::Zfs(table.as_ref().map_err(Clone::clone))
 }
 
 impl Applier {
@@ -59,11 +82,26 @@ impl Applier {
         }
     }
 
-    fn read(&self, uuid: Uuid, deadline: Instant) -> Result<Reading, Failed> {
+    fn read(&self, uuid: Uuid, datasets: Datasets, deadline: Instant) -> Result<Reading, Failed> {
         let entry = self.entry(uuid)?;
-        let volumes = self.store.volumes(&entry.zonename);
-        let table = volumes.and_then(|volumes| self.read_datasets(&entry, &volumes, deadline));
-        let loaded = self.load(&entry, &table, deadline);
+        let table = match (self.zfs.is_some(), datasets) {
+            (true, Datasets::Known(table)) => Ok(table),
+            (true, Datasets::LeftOut) => {
+                let loaded = self.load(&entry, DatasetsOf::LeftOut, deadline);
+                return self.reading(entry, loaded, Ok(Table::default()));
+            }
+            (_, _) => self.read_own_datasets(self.commands(deadline).as_ref(), &entry),
+        };
+        let loaded = self.load(&entry, of_zfs(&table), deadline);
+        self.reading(entry, loaded, table)
+    }
+
+    fn reading(
+        &self,
+        entry: Entry,
+        loaded: Loaded,
+        table: Result<Table, String>,
+    ) -> Result<Reading, Failed> {
         match (loaded.failed.as_slice(), table) {
             ([], Ok(table)) => {
                 if let Some(root) = table.mounted_at(&entry.zonepath) {
@@ -90,17 +128,18 @@ impl Applier {
         };
         let listed = self.store.volumes(&entry.zonename);
         let known = listed.clone().unwrap_or_default();
-        let mut table = self.read_datasets(&entry, &known, deadline);
+        let zfs = self.commands(deadline);
+        let mut table = self.read_datasets(zfs.as_ref(), &entry, &known);
         let mut disks = Vec::new();
-        if let (Some(zfs), Ok(found), Err(_)) = (self.commands(deadline), &table, listed)
+        if let (Some(commands), Ok(found), Err(_)) = (&zfs, &table, listed)
             && let Some(root) = found.mounted_at(&entry.zonepath)
         {
-            let volumes = zfs.volumes_beside(root).map_err(refuse)?;
-            table = self.read_datasets(&entry, &volumes, deadline);
+            let volumes = commands.volumes_beside(root).map_err(refuse)?;
+            table = self.read_datasets(zfs.as_ref(), &entry, &volumes);
             let path = |volume| json!({"path": format!("{}{volume}", datasets::ZVOL)});
             disks = volumes.iter().map(path).collect();
         }
-        let loaded = self.load(&entry, &table, deadline);
+        let loaded = self.load(&entry, of_zfs(&table), deadline);
         let mut vm = loaded.vm.object();
         let table = table.map_err(refuse)?;
         if !vm.contains_key("zone_state") {
@@ -116,12 +155,12 @@ impl Applier {
     /// The datasets of a zone, of which these are volumes of its disks.
     fn read_datasets(
         &self,
+        zfs: Option<&Commands<'_>>,
         entry: &Entry,
         volumes: &[String],
-        deadline: Instant,
     ) -> Result<Table, String> {
         let zonename = &entry.zonename;
-        match self.commands(deadline) {
+        match zfs {
             None => {
                 let records = self.read_records(zonename)?.unwrap_or_default();
                 let path = self.store.datasets(zonename);
@@ -134,14 +173,24 @@ impl Applier {
         }
     }
 
-    fn load(&self, entry: &Entry, table: &Result<Table, String>, deadline: Instant) -> Loaded {
-        load::load(
-            &self.store,
-            entry,
-            DatasetsOf::Zfs(table.as_ref().map_err(Clone::clone)),
-            self.read_runtime(&entry.zonename, deadline),
-            &self.store.read_sysinfo(),
-        )
+    /// The datasets of a zone, with the volumes that its XML names.
+    pub(super) fn read_own_datasets(
+        &self,
+        zfs: Option<&Commands<'_>>,
+        entry: &Entry,
+    ) -> Result<Table, String> {
+        // The file provider's records are of all volumes.
+        let volumes = match zfs {
+            Some(_) => self.store.volumes(&entry.zonename)?,
+            None => Vec::new(),
+        };
+        self.read_datasets(zfs, entry, &volumes)
+    }
+
+    fn load(&self, entry: &Entry, datasets: DatasetsOf<'_>, deadline: Instant) -> Loaded {
+        let runtime = self.read_runtime(&entry.zonename, deadline);
+        let sysinfo = self.store.read_sysinfo();
+        load::load(&self.store, entry, datasets, runtime, &sysinfo)
     }
 
     /// The file provider's datasets of a zone, as they stand in its file.
@@ -237,6 +286,7 @@ impl<'a> Session<'a> {
     pub(super) fn open(
         applier: &'a Applier,
         uuid: Uuid,
+        extent: Extent,
         lock: Lock,
         deadline: Instant,
     ) -> Result<Session<'a>, Failed> {
@@ -244,7 +294,8 @@ impl<'a> Session<'a> {
             applier,
             uuid,
             deadline,
-            reading: applier.read(uuid, deadline)?,
+            extent,
+            reading: applier.read(uuid, datasets_for(extent), deadline)?,
             _lock: lock,
         })
     }
@@ -260,6 +311,7 @@ impl<'a> Session<'a> {
             applier,
             uuid,
             deadline,
+            extent: Extent::Whole,
             reading: applier.read_to_delete(uuid, deadline)?,
             _lock: lock,
         })
@@ -278,7 +330,11 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn read(&mut self) -> Result<(), Failed> {
-        self.reading = self.applier.read(self.uuid, self.deadline)?;
+        self.read_with(datasets_for(self.extent))
+    }
+
+    pub(super) fn read_with(&mut self, datasets: Datasets) -> Result<(), Failed> {
+        self.reading = self.applier.read(self.uuid, datasets, self.deadline)?;
         Ok(())
     }
 

@@ -4,37 +4,51 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::datasets::{Operation, Plan, plan};
+use super::datasets::{Operation, Plan, Step, mark, plan};
 use super::journal::Journal;
 use super::place::{self, Draft};
 use super::session::{Session, pretty};
 use super::{Progress, failed, xml};
 use crate::source::zones::config;
+use crate::source::zones::datasets::Table;
 use crate::source::zones::load::{JSON_LIMIT, METADATA_LIMIT, XML_LIMIT};
 use crate::source::{Failed, FailedKind};
 use crate::vm::Object;
 use crate::vm::property::{self, Part};
 
-/// Writes what differs, and says what that was. Does not read it again.
-pub(super) fn update(session: &Session<'_>, target: &Object) -> Result<Vec<String>, Failed> {
+/// What an update did.
+#[derive(Debug, Default)]
+pub(super) struct Updated {
+    /// What was applied.
+    pub(super) applied: Vec<String>,
+    /// The datasets of ZFS as they were read after their last change, if they were.
+    pub(super) datasets: Option<Table>,
+}
+
+/// Writes what differs, and says what that was. Does not read the VM again.
+pub(super) fn update(session: &Session<'_>, target: &Object) -> Result<Updated, Failed> {
     let (old, new) = (written(session.vm()), written(target));
-    let plan = plan(session.vm(), target, session.table())?;
+    let mut plan = plan(session.vm(), target, session.table())?;
+    let made = session.applier.zfs.as_ref().map(|_| mark(&mut plan.before));
     let drafts = drafts(session, target)?;
     let xml = xml_draft(session, target)?;
     if plan.is_empty() && drafts.is_empty() && xml.is_none() {
-        return Ok(Vec::new());
+        return Ok(Updated::default());
     }
     let mut progress = Progress::new(session.applier);
     let journal = match places(session, &plan) + drafts.len() + usize::from(xml.is_some()) {
         0 | 1 => None,
-        _ => Some(begin(session, &plan, old, new)?),
+        _ => Some(begin(session, &plan, made, old, new)?),
     };
     let done = write(session, &plan, drafts, xml, &mut progress);
     // Whoever asked is told what happened, so nobody has to be told at the next start.
     let ended = journal.map_or(Ok(()), Journal::end);
-    done?;
+    let datasets = done?;
     match ended {
-        Ok(()) => Ok(progress.applied),
+        Ok(()) => Ok(Updated {
+            applied: progress.applied,
+            datasets,
+        }),
         Err(error) => Err(Failed {
             applied: progress.applied,
             ..error
@@ -50,22 +64,27 @@ fn places(session: &Session<'_>, plan: &Plan) -> usize {
     }
 }
 
-fn begin(session: &Session<'_>, plan: &Plan, old: Object, new: Object) -> Result<Journal, Failed> {
-    let made = plan
-        .before
-        .iter()
-        .filter(|step| matches!(step.operation, Operation::Create { .. }));
-    let destroyed = &plan.after;
-    let volumes: Vec<&str> = (made.chain(destroyed))
-        .map(|step| step.dataset.as_str())
-        .collect();
+fn begin(
+    session: &Session<'_>,
+    plan: &Plan,
+    made: Option<String>,
+    old: Object,
+    new: Object,
+) -> Result<Journal, Failed> {
+    let names = |steps: &[Step], is_meant: fn(&Step) -> bool| -> Vec<String> {
+        let meant = steps.iter().filter(|step| is_meant(step));
+        meant.map(|step| step.dataset.clone()).collect()
+    };
     let content = json!({
         "operation": "update",
         "zonename": session.entry().zonename,
         "old": old,
         "new": new,
-        // Those of them that the XML does not name are removed when this is found.
-        "datasets": volumes,
+        // Those of them that the XML does not name are removed when this is found; of the new ones,
+        // those with the mark `made`.
+        "made": made,
+        "new_datasets": names(&plan.before, is_new),
+        "datasets": names(&plan.after, |_| true),
     });
     Journal::begin(session.applier, session.uuid, content)
 }
@@ -76,11 +95,18 @@ fn write(
     drafts: Vec<(&'static str, Draft)>,
     xml: Option<Draft>,
     progress: &mut Progress<'_>,
-) -> Result<(), Failed> {
+) -> Result<Option<Table>, Failed> {
     let applier = session.applier;
     let zonename = &session.entry().zonename;
     let (table, deadline) = (session.table(), session.deadline);
     applier.change_datasets(zonename, &plan.before, table, deadline, progress)?;
+    // Read back before the files are written: whoever watches is told only after these, when these
+    // commands are dropped, and so sees all of the change at once.
+    let zfs = applier.commands(deadline).filter(|_| is_final(plan));
+    // If that fails, it is tried again when all is written, and then told.
+    let read_back = zfs
+        .as_ref()
+        .and_then(|zfs| applier.read_own_datasets(Some(zfs), session.entry()).ok());
     for (label, draft) in drafts {
         progress.place(label, draft)?;
     }
@@ -98,7 +124,18 @@ fn write(
     // What nothing names any more is destroyed only when that is sure to last.
     progress.sync()?;
     applier.change_datasets(zonename, &plan.after, table, deadline, progress)?;
-    progress.sync()
+    progress.sync()?;
+    Ok(read_back)
+}
+
+/// Whether datasets are changed, and are then as they stay: none comes, which the XML does not name
+/// yet, and none goes.
+fn is_final(plan: &Plan) -> bool {
+    !plan.before.is_empty() && !plan.before.iter().any(is_new) && plan.after.is_empty()
+}
+
+fn is_new(step: &Step) -> bool {
+    matches!(step.operation, Operation::Create { .. })
 }
 
 /// The JSON files that are to change, each on disk beside the old one.

@@ -1,21 +1,23 @@
 //! Real ZFS, for one change: reads the datasets of one VM and runs the commands that change them.
 //!
-//! The watcher's tables are not looked at: they may be older than the lock. Only what a VM can have
+//! The watcher's tables are not looked at: they may be older than the lock. What is read is put into
+//! them, so that it need not be read again to be shown. Only what a VM can have
 //! is asked for, so it costs the same however many datasets there are: its root dataset where it was
 //! the last time, the volumes of its disks, and all below these. If the root dataset is not known, each
 //! pool is asked for one of the zone's name, and only when none of them is mounted at its zonepath
 //! for all its filesystems. Each pool is asked by a command of its own, so that one that hangs keeps
 //! nobody from finding a VM in another.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use super::datasets::{Operation, Step};
+use super::datasets::{MADE, Operation, Step};
 use super::failed;
 use crate::source::zones::command::{self, Cancel, Finished, Runner};
 use crate::source::zones::datasets::Table;
-use crate::source::zones::zfs::{self, ZfsOptions};
+use crate::source::zones::zfs::{self, Untold, Watched, ZfsOptions};
 use crate::source::{Failed, FailedKind};
 
 /// Under this tag a dataset's snapshot is held, as vmadm does it.
@@ -25,17 +27,19 @@ const TAG: &str = "do_not_destroy";
 #[derive(Debug)]
 pub(super) struct Zfs {
     options: ZfsOptions,
+    watched: Watched,
     columns: OnceLock<String>,
 }
 
 /// The commands for one change, with its deadline. One that hangs keeps only this change from
-/// starting others.
+/// starting others. Who watches the datasets is told what was read when these are dropped.
 pub(super) struct Commands<'a> {
     shared: &'a Zfs,
     zfs: Runner,
     zpool: Runner,
     cancel: &'a Cancel,
     deadline: Instant,
+    untold: RefCell<Vec<Untold>>,
 }
 
 /// How the root dataset of a zone is looked for.
@@ -48,9 +52,10 @@ enum Search {
 }
 
 impl Zfs {
-    pub(super) fn new(options: ZfsOptions) -> Zfs {
+    pub(super) fn new(options: ZfsOptions, watched: Watched) -> Zfs {
         Zfs {
             options,
+            watched,
             columns: OnceLock::new(),
         }
     }
@@ -63,6 +68,7 @@ impl Zfs {
             zpool: runner(&self.options.zpool),
             cancel,
             deadline,
+            untold: RefCell::default(),
         }
     }
 
@@ -175,10 +181,15 @@ impl Commands<'_> {
         let columns = self.columns()?;
         let mut arguments = vec!["get", "-Hp", "-r", "-o", "name,property,value", columns];
         arguments.extend(&outermost);
+        let watched = &self.shared.watched;
+        let since = watched.readings();
         let finished = run(zfs, self.patience(), &arguments).map_err(|error| error.to_string())?;
         if finished.status.success() || only_missing(&finished) {
-            return zfs::table(&finished.stdout, &outermost)
-                .map_err(|garbage| format!("zfs get -r {}: {garbage}", outermost.join(" ")));
+            let table = zfs::table(&finished.stdout, &outermost)
+                .map_err(|garbage| format!("zfs get -r {}: {garbage}", outermost.join(" ")))?;
+            let untold = watched.adopt(&table, &outermost, since);
+            self.untold.borrow_mut().extend(untold);
+            return Ok(table);
         }
         Err(complaint(finished))
     }
@@ -206,6 +217,31 @@ impl Commands<'_> {
         }
     }
 
+    /// Whether there is such a dataset, made by the change with this mark.
+    pub(super) fn is_made_by(&self, name: &str, mark: &str) -> Result<bool, Failed> {
+        // A dataset below one of ours inherits the mark, which does not count.
+        let arguments = ["get", "-H", "-s", "local", "-o", "value", MADE, name];
+        let finished = self.run(&arguments).map_err(source)?;
+        match finished.status.success() {
+            true => Ok(finished.stdout.trim_ascii() == mark.as_bytes()),
+            false if only_missing(&finished) => Ok(false),
+            false => Err(source(complaint(finished))),
+        }
+    }
+
+    /// The filesystems and volumes of a pool that are clones, each with its origin.
+    pub(super) fn clones(&self, pool: &str) -> Result<Vec<(String, String)>, Failed> {
+        let types = "filesystem,volume";
+        let arguments = ["list", "-H", "-r", "-t", types, "-o", "name,origin", pool];
+        let listed = self.success(&arguments).map_err(source)?;
+        let lines = String::from_utf8_lossy(&listed);
+        let pairs = lines.lines().filter_map(|line| line.split_once('\t'));
+        let clones = pairs.filter(|(_, origin)| *origin != "-");
+        Ok(clones
+            .map(|(name, origin)| (name.to_owned(), origin.to_owned()))
+            .collect())
+    }
+
     /// Does a step.
     pub(super) fn apply(&self, step: &Step) -> Result<(), Failed> {
         let name = step.dataset.as_str();
@@ -221,6 +257,7 @@ impl Commands<'_> {
             Operation::Release => self.done(&["release", TAG, name]),
             Operation::Rollback => self.done(&["rollback", "-r", name]),
             Operation::Destroy => self.done(&["destroy", "-r", name]),
+            Operation::DestroyAlone => self.done(&["destroy", name]),
         }
     }
 
@@ -357,7 +394,7 @@ mod tests {
             zfs: program,
             ..ZfsOptions::default()
         };
-        Zfs::new(options)
+        Zfs::new(options, Watched::default())
     }
 
     fn calls(dir: &Path) -> Vec<String> {
@@ -453,11 +490,12 @@ mod tests {
         let mut install = std::process::Command::new("install");
         install.arg("-m755").arg(&source).arg(&zpool);
         assert!(install.status().unwrap().success());
-        let zfs = Zfs::new(ZfsOptions {
+        let options = ZfsOptions {
             zpool,
             deadline: Duration::from_secs(2),
             ..zfs.options
-        });
+        };
+        let zfs = Zfs::new(options, Watched::default());
         let cancel = Cancel::never();
         let read = |zonepath: &str, root: Option<&str>| {
             let root = root.map(str::to_owned);

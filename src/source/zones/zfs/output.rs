@@ -160,7 +160,7 @@ fn worth_keeping<'a>(name: &str, property: &str, value: &'a str) -> Option<&'a s
 }
 
 /// Whether a dataset is `subtree`, below it, or a snapshot of either.
-fn is_in(name: &str, subtree: &str) -> bool {
+pub(super) fn is_in(name: &str, subtree: &str) -> bool {
     name.strip_prefix(subtree)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '@', '#']))
 }
@@ -177,6 +177,15 @@ pub(super) struct Difference {
 impl Difference {
     pub(super) fn is_empty(&self) -> bool {
         self.settings.is_empty() && self.accounting.is_empty()
+    }
+
+    /// Says nothing of these subtrees.
+    pub(super) fn leave_out(&mut self, subtrees: &BTreeSet<String>) {
+        let is_kept = |name: &String| !subtrees.iter().any(|subtree| is_in(name, subtree));
+        if !subtrees.is_empty() {
+            self.settings.retain(is_kept);
+            self.accounting.retain(is_kept);
+        }
     }
 }
 
@@ -195,8 +204,7 @@ pub(super) fn difference(table: &Table, rows: &Rows<'_>, subtree: &str) -> Diffe
         }
     }
     let gone = table
-        .iter()
-        .map(|(name, _)| name)
+        .starting_with(subtree)
         .filter(|name| is_in(name, subtree) && !rows.contains_key(name));
     difference.settings.extend(gone.map(str::to_owned));
     difference

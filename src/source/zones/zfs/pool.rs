@@ -2,6 +2,10 @@
 //!
 //! Requests are merged while a read is going on, so a burst of changes becomes one command. The
 //! table is changed in place, at the cost of what has changed, unless somebody is looking at it.
+//!
+//! Others may put into the table what they have read themselves ([`Pool::adopt`]). A command of ours
+//! that began before may have looked earlier or later than they: what it says of those datasets is
+//! thrown away, and they are read once more.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use serde_json::{Value, json};
 
-use super::output::{Rows, apply, difference, parse};
+use super::output::{Rows, apply, difference, is_in, parse};
 use super::{Changed, Shared, ZfsError};
 use crate::source::Via;
 use crate::source::zones::command::{Error, Runner};
@@ -49,6 +53,8 @@ struct View {
     last_read: Duration,
     /// What was asked for up to this number has been read, or could not be.
     caught_up: u64,
+    /// The subtrees that others have read since our last command began.
+    adopted: BTreeSet<String>,
 }
 
 /// The table, and why it may be old.
@@ -133,6 +139,38 @@ impl Pool {
         self.wake.notify_one();
     }
 
+    /// Puts into the table what somebody has just read of a subtree, all of which `read` has. Returns
+    /// the names of what came, went or changed. If the table has been told something `since` that
+    /// reading began, the subtree is only read once more.
+    pub(super) fn adopt(
+        &self,
+        shared: &Shared,
+        read: &Table,
+        subtree: &str,
+        since: u64,
+    ) -> BTreeSet<String> {
+        let rows: Rows<'_> = (read.iter())
+            .filter(|(name, _)| is_in(name, subtree))
+            .map(|(name, properties)| {
+                let pairs = properties.iter();
+                let row = pairs.map(|(property, value)| (property.as_str(), value.as_str()));
+                (name, row.collect())
+            })
+            .collect();
+        let mut view = self.view.lock();
+        if shared.readings.load(Ordering::Acquire) != since {
+            drop(view);
+            self.want_dataset(subtree);
+            return BTreeSet::new();
+        }
+        let found = difference(&view.table, &rows, subtree);
+        if !found.is_empty() {
+            apply(Arc::make_mut(&mut view.table), &rows, &found);
+        }
+        view.adopted.insert(subtree.to_owned());
+        found.settings.into_iter().chain(found.accounting).collect()
+    }
+
     /// Ends the thread after its present read.
     pub(super) fn end(&self) {
         self.wanted.lock().ended = true;
@@ -207,6 +245,7 @@ impl Pool {
     /// Reads a part of the pool, or all of it, into the table and tells what has changed.
     fn read(&self, shared: &Shared, zfs: &Runner, work: &Work) -> Result<(), ZfsError> {
         let began = Instant::now();
+        self.view.lock().adopted.clear();
         let (subtree, via) = match work {
             Work::Everything(via) => (&self.name, Some(*via)),
             Work::Subtree(name) => (name, None),
@@ -237,10 +276,14 @@ impl Pool {
                 garbage,
             })?,
         };
-        // Only this thread changes the table, so it can be compared without holding the lock.
-        let found = difference(&self.answer().table, &rows, subtree);
-        let (heard, healed) = {
+        // But for what is adopted only this thread changes the table, so it can be compared without
+        // holding the lock.
+        let mut found = difference(&self.answer().table, &rows, subtree);
+        let (heard, healed, again) = {
             let mut view = self.view.lock();
+            shared.readings.fetch_add(1, Ordering::AcqRel);
+            let again = std::mem::take(&mut view.adopted);
+            found.leave_out(&again);
             if !found.is_empty() {
                 apply(Arc::make_mut(&mut view.table), &rows, &found);
             }
@@ -251,9 +294,15 @@ impl Pool {
             // Asked for before anybody can see this: what `start` waits for is told to nobody,
             // and what comes later to everybody.
             let heard = shared.heard.load(Ordering::Acquire);
-            (heard, via.is_some() && view.failing.take().is_some())
+            let healed = via.is_some() && view.failing.take().is_some();
+            (heard, healed, again)
         };
         self.answered.notify_all();
+        for other in again {
+            if is_in(&other, subtree) || is_in(subtree, &other) {
+                self.want_dataset(&other);
+            }
+        }
         if healed {
             tracing::info!("pool {}: can be read again", self.name);
         }
