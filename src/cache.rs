@@ -60,7 +60,7 @@ impl Slotted for Arc<Vm> {
 }
 
 /// The VMs that share a value: an alias, a state, an owner.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Group {
     /// The value.
     pub name: Arc<str>,
@@ -150,37 +150,32 @@ impl Index {
     }
 
     fn add(&mut self, name: &str, slot: u64, uuid: Uuid, now: Nanos) {
-        let (name, mut members) = match self.groups.get(name) {
-            Some((_, group)) => (group.name.clone(), group.members.clone()),
-            None => {
-                self.values_changed = now;
-                (Arc::from(name), Trie::new())
-            }
-        };
+        self.changed = now;
+        if let Some(group) = self.groups.get_mut(name) {
+            let group = Arc::make_mut(group);
+            group.members.insert(slots::key(slot), uuid);
+            group.changed = now;
+            return;
+        }
+        self.values_changed = now;
+        let mut members = Trie::new();
         members.insert(slots::key(slot), uuid);
         self.groups.insert(Arc::new(Group {
-            name,
+            name: Arc::from(name),
             members,
             changed: now,
         }));
-        self.changed = now;
     }
 
     fn remove(&mut self, name: &str, slot: u64, _: Uuid, now: Nanos) {
-        let Some((_, group)) = self.groups.get(name) else {
+        let Some(group) = self.groups.get_mut(name).map(Arc::make_mut) else {
             return;
         };
-        let (name, mut members) = (group.name.clone(), group.members.clone());
-        members.remove(slots::key(slot));
-        if members.is_empty() {
-            self.groups.remove(&name);
+        group.members.remove(slots::key(slot));
+        group.changed = now;
+        if group.members.is_empty() {
+            self.groups.remove(name);
             self.values_changed = now;
-        } else {
-            self.groups.insert(Arc::new(Group {
-                name,
-                members,
-                changed: now,
-            }));
         }
         self.changed = now;
     }

@@ -18,10 +18,10 @@ use uuid::Uuid;
 use crate::cache::events::Kind;
 use crate::cache::{Cache, Change, Published, Writer};
 use crate::source::{Failure, Listing, Loaded, Report, Via};
-use crate::vm::Object;
 use crate::vm::files::Rendered;
 use crate::vm::property::{self, Part};
 use crate::vm::state::Reading;
+use crate::vm::{Object, nanos};
 
 /// How many changes are taken together at the most: a burst becomes few publications, and the
 /// first of it is not kept waiting for the last.
@@ -225,8 +225,15 @@ fn ascribe(changes: &mut [Change], cache: &Cache, writes: &Writes) {
 fn publish_listing(writer: &mut Writer, listing: Listing, health: &Mutex<Health>, writes: &Writes) {
     let first = !health.lock().ready;
     let cache = writer.cache().clone();
-    let found = listing.vms.len();
+    let found = listing.vms.len() + listing.same.len();
     let mut here: HashSet<Uuid> = listing.vms.iter().map(|loaded| loaded.uuid).collect();
+    let now = cache.now();
+    for (uuid, observed) in listing.same {
+        here.insert(uuid);
+        if let Some(vm) = now.vm(&uuid) {
+            vm.seen(nanos(observed));
+        }
+    }
     here.extend(listing.silent.iter().map(|(uuid, _)| *uuid));
     let mut changes = Vec::with_capacity(found);
     for loaded in listing.vms {
@@ -235,12 +242,7 @@ fn publish_listing(writer: &mut Writer, listing: Listing, health: &Mutex<Health>
     for (uuid, reason) in listing.silent {
         changes.push(silent(&cache, uuid, reason, health));
     }
-    for (_, vm) in cache
-        .now()
-        .vms
-        .iter()
-        .filter(|(_, vm)| !here.contains(&vm.uuid))
-    {
+    for (_, vm) in now.vms.iter().filter(|(_, vm)| !here.contains(&vm.uuid)) {
         changes.push(match &listing.incomplete {
             None => Change::Remove {
                 uuid: vm.uuid,

@@ -82,10 +82,12 @@ pub struct Unplaced {
 pub struct Listing {
     /// Every VM that could be read, at least in part.
     pub vms: Vec<Loaded>,
+    /// The VMs that are as they were last reported, and when that was seen.
+    pub same: Vec<(Uuid, SystemTime)>,
     /// VMs that exist but gave no answer: they are kept as they were and marked stale.
     pub silent: Vec<(Uuid, String)>,
-    /// `None`: the list of VMs itself was read whole, so a VM that is in neither `vms` nor
-    /// `silent` is confirmed absent. Otherwise why that list cannot be trusted; then nothing is
+    /// `None`: the list of VMs itself was read whole, so a VM that is in none of these
+    /// is confirmed absent. Otherwise why that list cannot be trusted; then nothing is
     /// deleted.
     pub incomplete: Option<String>,
 }

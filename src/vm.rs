@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use files::{File, FileId, Rendered};
+use files::{File, FileId, Files, Rendered};
 
 pub mod diff;
 pub mod files;
@@ -164,12 +164,12 @@ impl Vm {
     }
 
     /// All files and directories, in the order of their numbers.
-    pub fn files(&self) -> &[File] {
+    pub fn files(&self) -> Files<'_> {
         self.rendered.files()
     }
 
     /// The file with this number.
-    pub fn file(&self, id: FileId) -> Option<&File> {
+    pub fn file(&self, id: FileId) -> Option<File> {
         self.rendered.file(id)
     }
 
@@ -184,7 +184,7 @@ impl Vm {
     }
 
     /// The file of this name in a directory.
-    pub fn lookup(&self, dir: FileId, name: &str) -> Option<&File> {
+    pub fn lookup(&self, dir: FileId, name: &str) -> Option<File> {
         self.rendered.lookup(dir, name)
     }
 
@@ -192,7 +192,7 @@ impl Vm {
     pub fn path(&self, file: &File) -> String {
         let name = file.name(self.json());
         match self.file(file.parent) {
-            Some(parent) => format!("{}/{name}", self.path(parent)),
+            Some(parent) => format!("{}/{name}", self.path(&parent)),
             None => name.into_owned(),
         }
     }
@@ -218,9 +218,8 @@ impl Vm {
     /// Bytes of memory this version holds.
     pub fn memory(&self) -> usize {
         size_of::<Vm>()
-            + self.json().len()
+            + self.rendered.memory()
             + self.zonename.len()
-            + size_of_val::<[File]>(self.files())
             + size_of_val::<[(FileId, Nanos)]>(&self.mtimes)
     }
 }
@@ -236,11 +235,11 @@ fn last_modified(rendered: &Rendered) -> Option<Nanos> {
 /// `now`; the others what they had.
 fn mtimes_since(old: &Vm, new: &Vm, now: Nanos) -> Box<[(FileId, Nanos)]> {
     let mut changed = BTreeSet::new();
-    for file in new.files() {
-        let same = old.has(file, new)
+    for file in new.files().iter() {
+        let same = old.has(&file, new)
             && old
                 .file(file.id)
-                .is_some_and(|before| file.same(new.json(), before, old.json()));
+                .is_some_and(|before| file.same(new.json(), &before, old.json()));
         if !same {
             changed.extend([file.id, file.parent]);
         }

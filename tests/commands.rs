@@ -209,6 +209,7 @@ fn wrong_usage_exits_2_and_names_what_is_wrong() {
         "nosuch=1",
         "zones_root=",
         "rescan=soon",
+        "watch=always",
         "rescan=0",
         "zfs_poll=-1",
         "datasets=maybe",

@@ -94,6 +94,12 @@ impl<V: Slotted> Slots<V> {
         }
     }
 
+    /// The thing with this identity, to be changed; its identity and weight must stay.
+    pub fn get_mut(&mut self, id: &V::Id) -> Option<&mut V> {
+        let (slot, _) = self.get(id)?;
+        self.0.get_mut(slot << SHIFT)
+    }
+
     /// What is in a slot.
     pub fn at(&self, slot: u64) -> Option<&V> {
         if slot >> SLOT_BITS != 0 {

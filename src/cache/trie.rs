@@ -187,6 +187,20 @@ impl<V: Item> Trie<V> {
         None
     }
 
+    /// The value at a key, to be changed; its weight must stay. What no other version shares is
+    /// changed in place.
+    pub fn get_mut(&mut self, key: u64) -> Option<&mut V> {
+        let mut node = &mut self.root;
+        for depth in 0.. {
+            let index = node.index(digit(key, depth)).ok()?;
+            match &mut node.children[index] {
+                Child::Leaf(held, value) => return (*held == key).then_some(value),
+                Child::Node(below) => node = Arc::make_mut(below),
+            }
+        }
+        None
+    }
+
     /// Sets the value at a key and returns the one it had.
     pub fn insert(&mut self, key: u64, value: V) -> Option<V> {
         self.root.insert(0, key, value)

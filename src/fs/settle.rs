@@ -257,7 +257,7 @@ impl Settler {
             let many = in_dir.get(&file.parent).is_some_and(|files| *files > MANY);
             let watched = || !many && held(file.parent);
             if !file.is_dir() && (held(file.id) || watched()) {
-                let path = format!("{}/{}", new.uuid, new.path(file));
+                let path = format!("{}/{}", new.uuid, new.path(&file));
                 touches.push(Touch {
                     path,
                     ino: ino(file.id),
@@ -290,7 +290,7 @@ impl Settler {
                 FileId::DIR => Some(new.uuid.to_string()),
                 id => new
                     .file(id)
-                    .map(|file| format!("{}/{}", new.uuid, new.path(file))),
+                    .map(|file| format!("{}/{}", new.uuid, new.path(&file))),
             });
         }
     }

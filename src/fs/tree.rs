@@ -24,7 +24,7 @@ use super::writing::Errors;
 use crate::cache::slots::{self, Slots};
 use crate::cache::trie::{Item, Trie};
 use crate::cache::{Cache, Index, Snapshot};
-use crate::vm::files::{File, FileId};
+use crate::vm::files::FileId;
 use crate::vm::{Nanos, Vm, name, nanos};
 
 mod attributes;
@@ -363,7 +363,7 @@ impl Tree {
         let Some(vm) = self.vm(slot) else {
             return Vec::new();
         };
-        let part = vm.file(id).and_then(|file: &File| file.part);
+        let part = vm.file(id).and_then(|file| file.part);
         let mut xattrs = vec![
             (
                 "user.vminfod.source",

@@ -126,7 +126,7 @@ impl Writes {
                     true => What::Document,
                     false => What::of_property(vm.rendered.keys(id)),
                 };
-                Ok(Writing::new(Some(vm.uuid), vm.path(file), what))
+                Ok(Writing::new(Some(vm.uuid), vm.path(&file), what))
             }
             _ => Err(Refused::NotPermitted),
         }
@@ -524,7 +524,7 @@ impl Writes {
 /// The path of a name in a directory of a VM.
 fn path_in(vm: &Vm, dir: FileId, name: &str) -> String {
     match vm.file(dir) {
-        Some(dir) => format!("{}/{name}", vm.path(dir)),
+        Some(dir) => format!("{}/{name}", vm.path(&dir)),
         None => name.to_owned(),
     }
 }

@@ -111,6 +111,18 @@ pub enum Part {
 }
 
 impl Part {
+    /// All of them, in their order.
+    pub const ALL: [Part; 8] = [
+        Part::Zone,
+        Part::Metadata,
+        Part::Tags,
+        Part::Routes,
+        Part::LastExited,
+        Part::Datasets,
+        Part::Runtime,
+        Part::Sysinfo,
+    ];
+
     /// The word used in extended attributes and in `.status`.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -157,9 +157,9 @@ impl Apply for Applier {
         match part {
             Part::Zone => "inotify on etc/zones".to_owned(),
             Part::Metadata | Part::Tags | Part::Routes => {
-                "inotify on zones/<zone>/config".to_owned()
+                "fanotify or inotify on zones/<zone>/config".to_owned()
             }
-            Part::LastExited => "inotify on zones/<zone>".to_owned(),
+            Part::LastExited => "fanotify or inotify on zones/<zone>".to_owned(),
             Part::Sysinfo => "inotify on tmp".to_owned(),
             Part::Datasets => match &self.zfs {
                 None => "inotify on var/db/datasets".to_owned(),

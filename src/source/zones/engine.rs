@@ -17,6 +17,7 @@ use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -35,7 +36,7 @@ use super::watch::{Coverage, Name, Notice, Signal, Urgency};
 use crate::source::{Loaded, Report, Via};
 use crate::vm::Object;
 use crate::vm::property::Part;
-use scan::{Phase, Scan};
+use scan::{Found, Phase, Scan};
 
 mod host;
 mod scan;
@@ -47,8 +48,17 @@ const GRACE: Duration = Duration::from_millis(150);
 const RETRY: Duration = Duration::from_millis(50);
 /// How often an index that cannot be trusted is read again, and what is not watched is looked at.
 const POLL: Duration = Duration::from_secs(2);
+/// The least pause for each zone that is not watched: looking at it takes some 20 µs.
+const POLL_EACH: Duration = Duration::from_millis(1);
+/// The time from scan to scan, unless another was asked for.
+const RESCAN: Duration = Duration::from_secs(300);
+/// The least of it for each zone: with many zones scans would otherwise cost more than half a percent of a core.
+const SCAN_EACH: Duration = Duration::from_millis(8);
 /// How often running loads are looked after.
 const TEND: Duration = Duration::from_millis(20);
+
+/// How long answers are gathered during a scan.
+const GATHER: Duration = Duration::from_millis(1);
 
 const FAULT: &str = "panicked; that is a fault of vminfod, and its log says where";
 
@@ -76,6 +86,8 @@ struct Zone {
     /// It has been reported, so ingest may know it.
     reported: bool,
     coverage: Coverage,
+    /// What its files looked like when it was last read, if that tells a change.
+    looks: Option<u64>,
 }
 
 /// The loop and all its state.
@@ -84,7 +96,7 @@ pub(super) struct Engine {
     loaders: Arc<Loaders<(Key, Ticket)>>,
     inbox: Sender<Message>,
     reports: Sender<Report>,
-    rescan: Duration,
+    rescan: Option<Duration>,
     deadline: Duration,
     schedule: Schedule<Key>,
     zones: HashMap<Name, Zone>,
@@ -177,6 +189,11 @@ impl Engine {
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
+            // Each time that this thread wakes for the answer of one zone it takes a core from those
+            // who read the next.
+            if (self.scan.as_ref()).is_some_and(|scan| scan.phase == Phase::Zones) {
+                thread::sleep(GATHER);
+            }
             // What has come in the meantime is reported together; not all of it at once, so that a
             // storm is reported while it lasts.
             let now = Instant::now();
@@ -242,7 +259,7 @@ impl Engine {
         match news {
             News::Datasets(names, via) => {
                 let causes = match via {
-                    Via::Scan => Causes::SCAN,
+                    Via::Scan => Causes::SCAN | Causes::NEWS,
                     Via::Event | Via::Write => Causes::EVENT,
                 };
                 let zones: HashSet<Name> =
@@ -283,7 +300,7 @@ impl Engine {
         let due = self.schedule.due(now);
         self.begin(due);
         if now >= self.next_poll {
-            self.next_poll = now + POLL;
+            self.next_poll = now + POLL.max(POLL_EACH * self.reader.watch.polled() as u32);
             self.poll(now);
         }
         if self.schedule.is_loading() {
@@ -350,8 +367,8 @@ impl Engine {
                         continue;
                     };
                     let (name, entry) = (Arc::clone(name), Arc::clone(&zone.entry));
-                    let sysinfo = Arc::clone(&self.sysinfo);
-                    Box::new(move || reader.zone(&name, &entry, &sysinfo, causes))
+                    let (sysinfo, looks) = (Arc::clone(&self.sysinfo), zone.looks);
+                    Box::new(move || reader.zone(&name, &entry, &sysinfo, causes, looks))
                 }
             };
             let priority = match causes.contains(Causes::EVENT) || key == Key::Host {
@@ -384,14 +401,26 @@ impl Engine {
                 self.host_coverage = coverage;
                 self.host_read(*host, load, now)
             }
-            (Key::Zone(name), Answer::Zone(loaded, coverage)) => {
-                self.zone_read(name, *loaded, coverage, load, now)
+            (Key::Zone(name), Answer::Zone(loaded, looks, coverage)) => {
+                if let Some(zone) = self.zones.get_mut(name) {
+                    (zone.looks, zone.coverage) = (looks, coverage);
+                }
+                self.zone_read(name, loaded, load, now)
             }
-            (Key::Zone(name), Answer::Same) => {
+            (Key::Zone(name), Answer::Same(at, coverage)) => {
+                if let Some(zone) = self.zones.get_mut(name) {
+                    zone.coverage = coverage;
+                }
                 // It had been given up, so it must be heard now.
                 if self.health.lock().silent.contains_key(name) {
                     let again = self.schedule.want(&key, Causes::EVENT, now, now);
                     self.begin(again);
+                } else if let Some(scan) = &mut self.scan
+                    && scan.phase != Phase::Host
+                {
+                    // What was read during the scan says more.
+                    let found = scan.found.entry(Arc::clone(name));
+                    found.or_insert(Found::Same(at));
                 }
                 Verdict::Done
             }
@@ -412,15 +441,13 @@ impl Engine {
     fn zone_read(
         &mut self,
         name: &Name,
-        mut loaded: Loaded,
-        coverage: Coverage,
+        mut loaded: Box<Loaded>,
         load: Load,
         now: Instant,
     ) -> Verdict {
         let Some(zone) = self.zones.get_mut(name) else {
             return Verdict::Done;
         };
-        zone.coverage = coverage;
         let is_new = |part: Part| is_file(part) && !zone.failed.contains(&part);
         if has_grace(load, now) && loaded.failed.iter().any(|failure| is_new(failure.part)) {
             return Verdict::Again(now + RETRY);
@@ -435,14 +462,15 @@ impl Engine {
         loaded.via = if by_scan { Via::Scan } else { Via::Event };
         let scanned = match &mut self.scan {
             Some(scan) if scan.phase != Phase::Host => {
-                scan.found.insert(Arc::clone(name), loaded.clone());
+                scan.found
+                    .insert(Arc::clone(name), Found::Read(loaded.clone()));
                 true
             }
             _ => false,
         };
         // Before the first listing nobody waits for single VMs.
         if self.listed && (healed || !by_scan || !scanned) {
-            self.report_changed(loaded);
+            self.report_changed(*loaded);
         }
         if is_doubtful {
             self.want(&Key::Host, Causes::EVENT, now, now);

@@ -4,11 +4,13 @@
 //! than waited for, and no more than a limit is taken into memory. Owns nothing and knows no
 //! layout; [`super::load::Store`] does.
 
-use std::fs::{File, FileType};
+use std::fs::{File, FileType, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// A file's bytes, and when they were last changed.
 #[derive(Debug)]
@@ -17,6 +19,72 @@ pub struct Contents {
     pub bytes: Vec<u8>,
     /// Its modification time, of the same open file as the bytes.
     pub modified: SystemTime,
+    /// What it looked like before it was read.
+    looks: FileLooks,
+}
+
+/// What some files look like from outside: a hash of their identities, sizes and times, in a certain order.
+/// Whoever finds the same again need not read them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Looks {
+    hash: u64,
+    /// The time of the newest change, in nanoseconds since 1970.
+    newest: i64,
+}
+
+/// Device, inode, size, and the times of the last changes of content and of anything.
+type FileLooks = [i64; 5];
+
+/// Two changes within this time may have the same time.
+const GRAIN: Duration = Duration::from_secs(1);
+
+impl Looks {
+    /// Adds a file, or that there is none.
+    pub fn add(&mut self, file: Result<&Contents, &FileError>) {
+        match file {
+            Ok(contents) => self.add_looks(contents.looks),
+            Err(FileError::Missing) => self.add_looks(FileLooks::default()),
+            // What cannot be read says by no look when it can be.
+            Err(_) => self.newest = i64::MAX,
+        }
+    }
+
+    /// Adds what stands at a path now.
+    pub fn add_path(&mut self, path: &Path) {
+        match std::fs::metadata(path) {
+            Ok(metadata) => self.add_looks(looks(&metadata)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.add_looks(FileLooks::default());
+            }
+            Err(_) => self.newest = i64::MAX,
+        }
+    }
+
+    fn add_looks(&mut self, looks: FileLooks) {
+        self.newest = self.newest.max(looks[4]);
+        self.hash = looks.iter().fold(self.hash, |hash, part| {
+            xxh3_64_with_seed(&part.to_ne_bytes(), hash)
+        });
+    }
+
+    /// The hash, if a change after `read` would give another one.
+    pub fn settled(self, read: SystemTime) -> Option<u64> {
+        let settled = read.checked_sub(GRAIN)?;
+        let settled = settled.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        (i128::from(self.newest) < settled.as_nanos() as i128).then_some(self.hash)
+    }
+}
+
+fn looks(file: &Metadata) -> FileLooks {
+    let nanos =
+        |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
+    [
+        file.dev() as i64,
+        file.ino() as i64,
+        file.size() as i64,
+        nanos(file.mtime(), file.mtime_nsec()),
+        nanos(file.ctime(), file.ctime_nsec()),
+    ]
 }
 
 /// Why a file gave no bytes. The text goes after the file's name.
@@ -63,15 +131,27 @@ pub fn read(path: &Path, limit: u64) -> Result<Contents, FileError> {
         return Err(FileError::TooLarge(limit));
     }
     let modified = metadata.modified()?;
-    // The file may grow while it is read, so the limit is held again. The spare byte lets the
-    // read that finds the end do so without growing the buffer.
+    let looks = looks(&metadata);
+    // Nearly always one read gets all of it, and the byte to spare says so: less than was asked for
+    // is the end of a regular file.
     let expected = usize::try_from(metadata.len()).unwrap_or(0);
-    let mut bytes = Vec::with_capacity(expected + 1);
-    file.by_ref().take(limit + 1).read_to_end(&mut bytes)?;
+    let mut bytes = vec![0; expected + 1];
+    let len = file.read(&mut bytes)?;
+    let is_whole = len == expected && len > 0;
+    bytes.truncate(len);
+    if !is_whole {
+        // It changes while it is read, so the limit is held again; or it does not tell its size.
+        let rest = (limit + 1).saturating_sub(len as u64);
+        file.by_ref().take(rest).read_to_end(&mut bytes)?;
+    }
     if bytes.len() as u64 > limit {
         return Err(FileError::TooLarge(limit));
     }
-    Ok(Contents { bytes, modified })
+    Ok(Contents {
+        bytes,
+        modified,
+        looks,
+    })
 }
 
 fn kind(file_type: FileType) -> &'static str {

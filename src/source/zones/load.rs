@@ -13,7 +13,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::datasets::{self, Table};
-use super::files::{self, FileError};
+use super::files::{self, FileError, Looks};
 use super::index::{self, Entry, Index};
 use super::runtime::{self, Runtime};
 use super::{config, units, xml};
@@ -160,7 +160,20 @@ impl Store {
         limit: u64,
         convert: impl FnOnce(&[u8]) -> Result<T, E>,
     ) -> Result<Option<(SystemTime, T)>, String> {
-        match files::read(path, limit) {
+        self.read_looking(path, limit, convert, &mut Looks::default())
+    }
+
+    /// The same, and adds what it looks like.
+    fn read_looking<T, E: std::fmt::Display>(
+        &self,
+        path: &Path,
+        limit: u64,
+        convert: impl FnOnce(&[u8]) -> Result<T, E>,
+        looks: &mut Looks,
+    ) -> Result<Option<(SystemTime, T)>, String> {
+        let file = files::read(path, limit);
+        looks.add(file.as_ref());
+        match file {
             Ok(contents) => match convert(&contents.bytes) {
                 Ok(value) => Ok(Some((contents.modified, value))),
                 Err(error) => Err(self.name(path, &error)),
@@ -177,6 +190,24 @@ impl Store {
     }
 }
 
+/// What the files of a zone look like, as [`load_looking`] says when it has read them all.
+pub fn look(store: &Store, zonename: &str, datasets: bool, runtime: bool) -> Looks {
+    let config = store.config_dir(zonename);
+    let mut looks = Looks::default();
+    looks.add_path(&store.xml(zonename));
+    looks.add_path(&config.join("metadata.json"));
+    looks.add_path(&config.join("tags.json"));
+    looks.add_path(&config.join("routes.json"));
+    if runtime {
+        looks.add_path(&store.runtime(zonename));
+    }
+    looks.add_path(&store.lastexited(zonename));
+    if datasets {
+        looks.add_path(&store.datasets(zonename));
+    }
+    looks
+}
+
 /// Reads one zone. What cannot be read is in the result's `failed`; `via` is [`Via::Event`],
 /// which a caller with another reason replaces.
 pub fn load(
@@ -186,12 +217,24 @@ pub fn load(
     runtime: RuntimeOf,
     sysinfo: &Result<Object, String>,
 ) -> Loaded {
+    load_looking(store, entry, datasets, runtime, sysinfo).0
+}
+
+/// The same, and what its files looked like; `None` if that would not tell a change from none.
+pub fn load_looking(
+    store: &Store,
+    entry: &Entry,
+    datasets: DatasetsOf<'_>,
+    runtime: RuntimeOf,
+    sysinfo: &Result<Object, String>,
+) -> (Loaded, Option<u64>) {
     let mut draft = Draft {
         store,
         entry,
         vm: Object::new(),
         failed: Vec::new(),
         modified: None,
+        looks: Looks::default(),
     };
     // Taken first: whatever changes while the files are read is newer than this.
     let observed = vm::now();
@@ -209,14 +252,18 @@ pub fn load(
         draft.insert("last_modified", modified);
     }
     property::sort(&mut draft.vm);
-    Loaded {
+    // Of a part that failed not every file was read, and it may heal with no change of a file.
+    let looks = draft.looks.settled(observed);
+    let looks = looks.filter(|_| draft.failed.is_empty());
+    let loaded = Loaded {
         uuid: entry.uuid,
         zonename: entry.zonename.clone(),
         vm: Rendered::new(&draft.vm),
         failed: draft.failed,
         via: Via::Event,
         observed,
-    }
+    };
+    (loaded, looks)
 }
 
 /// A VM while its zone is read.
@@ -227,6 +274,8 @@ struct Draft<'a> {
     failed: Vec<Failure>,
     /// The newest modification time of the files that count for `last_modified`.
     modified: Option<SystemTime>,
+    /// What the files read so far looked like.
+    looks: Looks,
 }
 
 impl Draft<'_> {
@@ -251,7 +300,8 @@ impl Draft<'_> {
         limit: u64,
         convert: impl FnOnce(&[u8]) -> Result<T, E>,
     ) -> Result<Option<T>, String> {
-        let Some((modified, value)) = self.store.read(path, limit, convert)? else {
+        let file = (self.store).read_looking(path, limit, convert, &mut self.looks)?;
+        let Some((modified, value)) = file else {
             return Ok(None);
         };
         self.modified = self.modified.max(Some(modified));
@@ -320,12 +370,11 @@ impl Draft<'_> {
         let path = self.store.runtime(&self.entry.zonename);
         let runtime = match runtime {
             RuntimeOf::Zoneadm(answer) => answer,
-            RuntimeOf::Files => self
-                .store
-                .read(&path, JSON_LIMIT, |bytes| {
-                    runtime::parse(bytes, index_state)
-                })
-                .map(|file| file.map(|(_, runtime)| runtime)),
+            RuntimeOf::Files => {
+                let parse = |bytes: &[u8]| runtime::parse(bytes, index_state);
+                let file = (self.store).read_looking(&path, JSON_LIMIT, parse, &mut self.looks);
+                file.map(|file| file.map(|(_, runtime)| runtime))
+            }
         };
         let runtime = match runtime {
             Ok(runtime) => runtime.unwrap_or_else(|| Runtime::at_rest(index_state)),
@@ -389,13 +438,16 @@ impl Draft<'_> {
             DatasetsOf::Zfs(Ok(table)) => datasets::describe(&mut self.vm, zonepath, table),
             DatasetsOf::Zfs(Err(reason)) => self.fail(Part::Datasets, reason),
             DatasetsOf::LeftOut => {}
-            DatasetsOf::Files => match self.store.read(&path, JSON_LIMIT, datasets::parse) {
-                Ok(file) => {
-                    let table = file.map(|(_, table)| table).unwrap_or_default();
-                    datasets::describe(&mut self.vm, zonepath, &table);
+            DatasetsOf::Files => {
+                match (self.store).read_looking(&path, JSON_LIMIT, datasets::parse, &mut self.looks)
+                {
+                    Ok(file) => {
+                        let table = file.map(|(_, table)| table).unwrap_or_default();
+                        datasets::describe(&mut self.vm, zonepath, &table);
+                    }
+                    Err(reason) => self.fail(Part::Datasets, reason),
                 }
-                Err(reason) => self.fail(Part::Datasets, reason),
-            },
+            }
         }
     }
 

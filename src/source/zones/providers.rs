@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
@@ -101,7 +102,7 @@ impl Providers {
         store: &Store,
         entry: &Entry,
         sysinfo: &Result<Object, String>,
-    ) -> Loaded {
+    ) -> (Loaded, Option<u64>) {
         let table = self.zfs.as_ref().map(|zfs| zfs.table(&entry.zonepath));
         let datasets = match &table {
             None => DatasetsOf::Files,
@@ -115,7 +116,18 @@ impl Providers {
                 RuntimeOf::Zoneadm(table.map(|table| table.get(&entry.zonename).cloned()))
             }
         };
-        load::load(store, entry, datasets, runtime, sysinfo)
+        load::load_looking(store, entry, datasets, runtime, sysinfo)
+    }
+
+    /// What the files look like that [`Providers::load`] reads; `None` if it is known that this says nothing.
+    pub(super) fn look(&self, store: &Store, entry: &Entry) -> Option<u64> {
+        let looks = load::look(
+            store,
+            &entry.zonename,
+            self.zfs.is_none(),
+            self.zoneadm.is_none(),
+        );
+        looks.settled(SystemTime::now())
     }
 
     /// Where a dataset is mounted, as far as ZFS says so now.

@@ -4,6 +4,7 @@
 //! is no state here.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::faults::Faults;
 use super::index::{Entry, Index};
@@ -26,9 +27,10 @@ pub(super) enum Key {
 /// What a task found.
 pub(super) enum Answer {
     Host(Box<Host>, Coverage),
-    Zone(Box<Loaded>, Coverage),
-    /// A look found nothing changed.
-    Same,
+    /// A zone; what its files looked like, if that tells a change.
+    Zone(Box<Loaded>, Option<u64>, Coverage),
+    /// A look at this time found nothing changed.
+    Same(SystemTime, Coverage),
     /// The task panicked.
     Broken,
 }
@@ -72,23 +74,30 @@ impl Reader {
         Answer::Host(Box::new(Host { index, sysinfo }), coverage)
     }
 
+    /// Reads a zone; if nothing says that it changed, only when its files do not look as they did.
     pub(super) fn zone(
         &self,
         name: &Name,
         entry: &Entry,
         sysinfo: &Result<Object, String>,
         causes: Causes,
+        looked: Option<u64>,
     ) -> Answer {
         self.faults.pass(name);
-        if causes == Causes::POLL && !self.watch.has_changed(name) {
-            return Answer::Same;
+        let now = SystemTime::now();
+        let is_same = || looked.is_some() && self.providers.look(&self.store, entry) == looked;
+        if causes == Causes::POLL && is_same() {
+            return Answer::Same(now, Coverage::Polled);
         }
         let coverage = self.watch.zone(name);
+        if causes.is_look() && is_same() {
+            return Answer::Same(now, coverage);
+        }
         if causes.contains(Causes::ASKED) {
             // What they find later is announced as usual, and then the zone is read once more.
             self.providers.refresh_zone(&self.store, entry);
         }
-        let loaded = self.providers.load(&self.store, entry, sysinfo);
-        Answer::Zone(Box::new(loaded), coverage)
+        let (loaded, looks) = self.providers.load(&self.store, entry, sysinfo);
+        Answer::Zone(Box::new(loaded), looks, coverage)
     }
 }

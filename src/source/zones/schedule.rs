@@ -31,7 +31,7 @@ pub(super) struct Causes(u8);
 impl Causes {
     /// It is not watched: look whether it changed.
     pub(super) const POLL: Causes = Causes(1);
-    /// A full scan reads everything.
+    /// A full scan looks at everything.
     pub(super) const SCAN: Causes = Causes(2);
     /// Something announced a change.
     pub(super) const EVENT: Causes = Causes(4);
@@ -39,6 +39,13 @@ impl Causes {
     pub(super) const WHOLE: Causes = Causes(8);
     /// Somebody asks, so the providers are asked too.
     pub(super) const ASKED: Causes = Causes(16);
+    /// What a provider says of it is not what it was.
+    pub(super) const NEWS: Causes = Causes(32);
+
+    /// Whether nothing says that there is something new.
+    pub(super) fn is_look(self) -> bool {
+        self.without(Causes::POLL | Causes::SCAN).is_empty()
+    }
 
     /// Whether all of `other` are among these.
     pub(super) fn contains(self, other: Causes) -> bool {

@@ -1,45 +1,58 @@
-//! What announces that something changed: inotify on the folders of a zone store.
+//! What announces that something changed: inotify and fanotify on the folders of a zone store.
 //!
 //! Folders are watched, never files: a file that does not exist yet, is replaced by rename, or is
 //! deleted and written again needs nothing special. The folders are the few that all zones share
 //! and the parents of those ([`SHARED`]), and for each zone `zones/<zone>` and its `config`.
+//!
+//! The shared folders are watched by inotify, which keeps events in order. Those of zones can be more than the
+//! whole user may have inotify watches, and the order of events does not matter in them: there [`fanotify`]
+//! comes first. Where that is not permitted, or a filesystem does not do it, inotify; what that
+//! cannot take either is polled.
 //!
 //! - Whoever is about to read calls [`Watch::shared`] or [`Watch::zone`] first. Adding a watch
 //!   again is cheap (2 µs) and has no effect if the folder is still the same, so this is also how
 //!   watches follow folders that come, go, or are replaced: their parent announces that, the zone
 //!   is read again, and that sets the watch. For the same reason an event of a watch that is not
 //!   on record yet can be ignored: the reading it would ask for has not begun.
-//! - What cannot be watched is polled: [`Watch::zone`] says so, and [`Watch::has_changed`] looks.
-//!   The inotify limits are a matter of the whole user, so this is not an error; [`Watch::status`]
-//!   says which one to raise.
+//! - What cannot be watched is polled: [`Watch::zone`] says so. The inotify limits are a matter of the
+//!   whole user, so this is not an error; [`Watch::status`] says which one to raise.
 //! - The thread `watch` reads the events and turns them into [`Signal`]s. It touches no file. No
 //!   lock is held during a system call that may block.
 //!
-//! A file system that is mounted over a watched folder announces nothing; that is found when the
+//! A filesystem that is mounted over a watched folder announces nothing; that is found when the
 //! zone is read the next time, at the latest by the rescan.
 //!
 //! nix's thin binding is used rather than the notify crate: that always asks for IN_OPEN, so that
 //! each file we read would come back as an event, and searches all its watches when one goes.
 
 use std::collections::HashMap;
-use std::hash::Hasher;
-use std::io::{PipeReader, PipeWriter, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::io::{PipeWriter, Write};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use xxhash_rust::xxh3::Xxh3;
 
 use super::faults::Faults;
 use super::load::Store;
+use fanotify::{Fanotify, FolderHash};
+use listener::Listener;
+
+mod fanotify;
+mod listener;
+
+/// What may be used to watch the folders of zones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Watcher {
+    /// fanotify; where that cannot be used, inotify.
+    #[default]
+    Auto,
+    /// Only inotify.
+    Inotify,
+}
 
 /// The name of a zone, shared by all who speak of it.
 pub(super) type Name = Arc<str>;
@@ -130,6 +143,20 @@ enum Meaning {
     Sysinfo,
 }
 
+/// What stands for a watched folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Id {
+    Inotify(WatchDescriptor),
+    Fanotify(FolderHash),
+}
+
+/// Something that happened, whoever said it.
+struct Event<'a> {
+    watch: Id,
+    mask: AddWatchFlags,
+    name: Option<&'a str>,
+}
+
 /// The two folders of a zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Folder {
@@ -142,6 +169,8 @@ pub(super) struct Watch {
     store: Store,
     /// `None`: the limit on instances is reached, and everything is polled.
     inotify: Result<Arc<Inotify>, Errno>,
+    /// `None`: it is not to be used.
+    fanotify: Result<Arc<Fanotify>, Option<Errno>>,
     max_watches: usize,
     records: Arc<Mutex<Records>>,
     waker: Option<PipeWriter>,
@@ -153,25 +182,33 @@ pub(super) struct Watch {
 struct Records {
     shared: [Option<WatchDescriptor>; SHARED.len()],
     shared_refused: Option<Errno>,
-    zones: HashMap<Name, [Option<WatchDescriptor>; 2]>,
-    owners: HashMap<WatchDescriptor, (Name, Folder)>,
-    /// The zones that are polled: why, and what their files looked like when last read.
-    polled: HashMap<Name, (Errno, u64)>,
+    zones: HashMap<Name, [Option<Id>; 2]>,
+    owners: HashMap<Id, (Name, Folder)>,
+    /// How many of these are inotify's.
+    by_inotify: usize,
+    /// The zones that are polled, and why.
+    polled: HashMap<Name, Errno>,
 }
 
 impl Watch {
-    /// Starts the thread; nothing is watched yet. At most `max_watches` will be.
+    /// Starts the thread; nothing is watched yet. inotify will watch at most `max_watches`.
     pub(super) fn start(
         store: Store,
+        watcher: Watcher,
         max_watches: usize,
         faults: Arc<Faults>,
         tell: impl Fn(Notice) + Send + 'static,
     ) -> std::io::Result<Watch> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map(Arc::new);
+        let fanotify = match watcher {
+            Watcher::Auto => Fanotify::new().map(Arc::new).map_err(Some),
+            Watcher::Inotify => Err(None),
+        };
         let records = Arc::new(Mutex::new(Records::default()));
         let (wake, waker) = std::io::pipe()?;
         let listener = Listener {
             inotify: inotify.clone().ok(),
+            fanotify: fanotify.clone().ok(),
             records: Arc::clone(&records),
             faults,
             tell,
@@ -183,6 +220,7 @@ impl Watch {
         Ok(Watch {
             store,
             inotify,
+            fanotify,
             max_watches,
             records,
             waker: Some(waker),
@@ -199,7 +237,7 @@ impl Watch {
                 _ => CONTENTS,
             };
             let before = self.records.lock().shared[number];
-            let added = self.add(&self.store.root().join(path), mask, before);
+            let added = self.add(&self.store.root().join(path), mask, before.is_some());
             let mut records = self.records.lock();
             records.shared[number] = match added {
                 Ok(watch) => watch,
@@ -210,10 +248,11 @@ impl Watch {
             };
             // Two of the paths may lead to one folder, or to that of a zone.
             let stale = before.filter(|old| {
-                !records.shared.contains(&Some(*old)) && !records.owners.contains_key(old)
+                !records.shared.contains(&Some(*old))
+                    && !records.owners.contains_key(&Id::Inotify(*old))
             });
             drop(records);
-            self.remove(stale);
+            self.remove(stale.map(Id::Inotify));
         }
         self.records.lock().shared_refused = refused;
         match refused {
@@ -222,8 +261,7 @@ impl Watch {
         }
     }
 
-    /// Watches the folders of a zone, as far as they exist. If that is not possible, remembers
-    /// what the files of the zone look like now, for [`Watch::has_changed`].
+    /// Watches the folders of a zone, as far as they exist.
     pub(super) fn zone(&self, name: &Name) -> Coverage {
         let config = self.store.config_dir(name);
         let mut refused = self.records.lock().shared_refused;
@@ -237,25 +275,10 @@ impl Watch {
                 Coverage::Watched
             }
             Some(errno) => {
-                let looks = self.fingerprint(name);
-                self.records
-                    .lock()
-                    .polled
-                    .insert(Arc::clone(name), (errno, looks));
+                self.records.lock().polled.insert(Arc::clone(name), errno);
                 Coverage::Polled
             }
         }
-    }
-
-    /// Whether the files of a polled zone look other than when [`Watch::zone`] was last called.
-    pub(super) fn has_changed(&self, name: &Name) -> bool {
-        let before = self
-            .records
-            .lock()
-            .polled
-            .get(name)
-            .map(|(_, looks)| *looks);
-        before != Some(self.fingerprint(name))
     }
 
     /// Stops watching a zone.
@@ -264,7 +287,7 @@ impl Watch {
         records.polled.remove(name);
         let watches = records.zones.remove(name).unwrap_or_default();
         for watch in watches.iter().flatten() {
-            records.owners.remove(watch);
+            records.disown(*watch);
         }
         drop(records);
         watches.into_iter().for_each(|watch| self.remove(watch));
@@ -290,7 +313,7 @@ impl Watch {
             Err(_) => "fs.inotify.max_user_instances",
             Ok(_) => {
                 let errno = records.shared_refused;
-                let errno = errno.or(records.polled.values().next().map(|(errno, _)| *errno))?;
+                let errno = errno.or(records.polled.values().next().copied())?;
                 if errno != Errno::ENOSPC {
                     return Some(format!(
                         "{} zones are polled: {}",
@@ -315,8 +338,26 @@ impl Watch {
         let enough = (now + missing).next_power_of_two();
         Some(format!(
             "{polled} zones are polled, since the limit of inotify is reached: raise it with \
-             `sysctl -w {limit}={enough}` (now {now})"
+             `sysctl -w {limit}={enough}` (now {now}){}",
+            self.refusal()
         ))
+    }
+
+    /// Why fanotify, which has no limit, is not used.
+    fn refusal(&self) -> String {
+        match &self.fanotify {
+            Ok(_) => "; this filesystem does not do fanotify, which has no limit".to_owned(),
+            Err(None) => "; fanotify has no limit, but is not to be used".to_owned(),
+            Err(Some(Errno::EPERM)) => {
+                "; fanotify has no limit, but takes CAP_SYS_ADMIN: run as root".to_owned()
+            }
+            Err(Some(errno)) => {
+                format!(
+                    "; fanotify has no limit, but cannot be used: {}",
+                    errno.desc()
+                )
+            }
+        }
     }
 
     /// For `.status`: how many watches are wanted, how many there are, what is polled and why.
@@ -327,6 +368,8 @@ impl Watch {
         json!({
             "wanted": SHARED.len() + 2 * records.zones.len().max(records.polled.len()),
             "active": shared + records.owners.len(),
+            "inotify": shared + records.by_inotify,
+            "fanotify": records.owners.len() - records.by_inotify,
             "polled": records.polled.len(),
             "hint": hint,
         })
@@ -340,7 +383,7 @@ impl Watch {
             .zones
             .get(name)
             .and_then(|zone| zone[spot]);
-        let added = self.add(path, CONTENTS, before);
+        let added = self.add_any(path, before);
         let mut records = self.records.lock();
         let (watch, outcome) = match added {
             Ok(Some(watch)) => match records.owners.get(&watch) {
@@ -350,7 +393,7 @@ impl Watch {
                 }
                 Some(_) => (Some(watch), Ok(())),
                 None => {
-                    records.owners.insert(watch, (Arc::clone(name), folder));
+                    records.own(watch, Arc::clone(name), folder);
                     (Some(watch), Ok(()))
                 }
             },
@@ -366,24 +409,38 @@ impl Watch {
             }
         }
         let stale = before.filter(|old| Some(*old) != watch);
-        if let Some(old) = &stale {
-            records.owners.remove(old);
+        if let Some(old) = stale {
+            records.disown(old);
         }
-        let stale = stale.filter(|old| !records.shared.contains(&Some(*old)));
+        let is_shared =
+            |id: &Id| (records.shared.iter().flatten()).any(|one| Id::Inotify(*one) == *id);
+        let stale = stale.filter(|old| !is_shared(old));
         drop(records);
         self.remove(stale);
         outcome
     }
 
-    /// Adds a watch; `None` if there is no such folder. Its parent will tell when it comes.
+    /// Watches a zone's folder, by what can.
+    fn add_any(&self, path: &Path, before: Option<Id>) -> Result<Option<Id>, Errno> {
+        if let Ok(fanotify) = &self.fanotify
+            && let Ok(marked) = fanotify.mark(path, CONTENTS)
+        {
+            return Ok(marked.map(Id::Fanotify));
+        }
+        let has_one = matches!(before, Some(Id::Inotify(_)));
+        let added = self.add(path, CONTENTS, has_one)?;
+        Ok(added.map(Id::Inotify))
+    }
+
+    /// Adds an inotify watch; `None` if there is no such folder. Its parent will tell when it comes.
     fn add(
         &self,
         path: &Path,
         mask: AddWatchFlags,
-        before: Option<WatchDescriptor>,
+        has_one: bool,
     ) -> Result<Option<WatchDescriptor>, Errno> {
         let inotify = self.inotify.as_ref().map_err(|errno| *errno)?;
-        if before.is_none() && self.records.lock().count() >= self.max_watches {
+        if !has_one && self.records.lock().count() >= self.max_watches {
             return Err(Errno::ENOSPC);
         }
         // Two paths may lead to one folder: what is asked for it only ever grows.
@@ -397,42 +454,12 @@ impl Watch {
         }
     }
 
-    /// Removes a watch. It may be gone already, with its folder.
-    fn remove(&self, watch: Option<WatchDescriptor>) {
-        if let (Some(watch), Ok(inotify)) = (watch, &self.inotify) {
+    /// Removes a watch. It may be gone already, with its folder. A mark stays, for it could only be removed
+    /// by a path, which may lead elsewhere or hang; its events are nobody's.
+    fn remove(&self, watch: Option<Id>) {
+        if let (Some(Id::Inotify(watch)), Ok(inotify)) = (watch, &self.inotify) {
             let _ = inotify.rm_watch(watch);
         }
-    }
-
-    /// What the files of a zone look like from outside: a hash of their identities, sizes and
-    /// times.
-    fn fingerprint(&self, name: &str) -> u64 {
-        let config = self.store.config_dir(name);
-        let paths: [PathBuf; 7] = [
-            self.store.xml(name),
-            config.join("metadata.json"),
-            config.join("tags.json"),
-            config.join("routes.json"),
-            self.store.lastexited(name),
-            self.store.datasets(name),
-            self.store.runtime(name),
-        ];
-        let mut hash = Xxh3::new();
-        for path in paths {
-            match std::fs::metadata(path) {
-                Err(error) => hash.write_i32(error.raw_os_error().unwrap_or(0)),
-                Ok(file) => {
-                    hash.write_u64(file.dev());
-                    hash.write_u64(file.ino());
-                    hash.write_u64(file.size());
-                    hash.write_i64(file.mtime());
-                    hash.write_i64(file.mtime_nsec());
-                    hash.write_i64(file.ctime());
-                    hash.write_i64(file.ctime_nsec());
-                }
-            }
-        }
-        hash.finish()
     }
 }
 
@@ -447,20 +474,28 @@ impl Drop for Watch {
 }
 
 impl Records {
+    /// How many inotify watches there are.
     fn count(&self) -> usize {
-        self.owners.len() + self.shared.iter().flatten().count()
+        self.by_inotify + self.shared.iter().flatten().count()
+    }
+
+    fn own(&mut self, watch: Id, zone: Name, folder: Folder) {
+        if self.owners.insert(watch, (zone, folder)).is_none() {
+            self.by_inotify += usize::from(matches!(watch, Id::Inotify(_)));
+        }
+    }
+
+    fn disown(&mut self, watch: Id) {
+        if self.owners.remove(&watch).is_some() {
+            self.by_inotify -= usize::from(matches!(watch, Id::Inotify(_)));
+        }
     }
 
     /// What an event says. Names that nobody reads (temporary and backup files) say nothing.
-    fn translate(&mut self, event: &InotifyEvent, signals: &mut Vec<Signal>) {
-        let mask = event.mask;
-        if mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-            signals.push(Signal::Lost("the inotify queue overflowed".to_owned()));
-            return;
-        }
-        let name = event.name.as_deref().and_then(|name| name.to_str());
+    fn translate(&mut self, event: &Event<'_>, signals: &mut Vec<Signal>) {
+        let Event { watch, mask, name } = *event;
         for (number, (_, meaning)) in SHARED.iter().enumerate() {
-            if self.shared[number] != Some(event.wd) {
+            if self.shared[number].map(Id::Inotify) != Some(watch) {
                 continue;
             }
             if mask.contains(AddWatchFlags::IN_IGNORED) {
@@ -468,15 +503,21 @@ impl Records {
             }
             signals.extend(shared_signal(*meaning, mask, name));
         }
-        let Some((zone, folder)) = self.owners.get(&event.wd).cloned() else {
+        let Some((zone, folder)) = self.owners.get(&watch).cloned() else {
             return;
         };
-        if mask.contains(AddWatchFlags::IN_IGNORED) {
-            self.owners.remove(&event.wd);
+        let last = match watch {
+            Id::Inotify(_) => AddWatchFlags::IN_IGNORED,
+            Id::Fanotify(_) => AddWatchFlags::IN_DELETE_SELF,
+        };
+        if mask.contains(last) {
+            self.disown(watch);
             if let Some(watches) = self.zones.get_mut(&zone) {
                 let spot = &mut watches[folder as usize];
-                *spot = spot.filter(|watch| *watch != event.wd);
+                *spot = spot.filter(|own| *own != watch);
             }
+        }
+        if mask.contains(AddWatchFlags::IN_IGNORED) {
             return;
         }
         let read = match (folder, name) {
@@ -525,75 +566,6 @@ fn urgency(mask: AddWatchFlags) -> Urgency {
         Urgency::Soon
     } else {
         Urgency::Now
-    }
-}
-
-/// What the thread `watch` owns.
-struct Listener<T> {
-    inotify: Option<Arc<Inotify>>,
-    records: Arc<Mutex<Records>>,
-    faults: Arc<Faults>,
-    tell: T,
-    wake: PipeReader,
-}
-
-impl<T: Fn(Notice)> Listener<T> {
-    /// Runs until the other end of the pipe is closed.
-    fn run(mut self) {
-        loop {
-            let inotify = self.inotify.clone();
-            let mut ready = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
-            if let Some(inotify) = &inotify {
-                ready.push(PollFd::new(inotify.as_fd(), PollFlags::POLLIN));
-            }
-            match poll(&mut ready, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => {
-                    let reason = format!("inotify cannot be waited for: {}", error.desc());
-                    (self.tell)(Notice::Signals(vec![Signal::Lost(reason)]));
-                    return;
-                }
-            }
-            let woken = ready[0].any() == Some(true);
-            let mut requests = 0;
-            if woken {
-                requests = self.wake.read(&mut [0; 64]).unwrap_or(0);
-                if requests == 0 {
-                    return;
-                }
-            }
-            if let Some(inotify) = &inotify {
-                self.read(inotify);
-            }
-            (0..requests).for_each(|_| (self.tell)(Notice::Drained));
-        }
-    }
-
-    /// Reads what the queue holds now.
-    fn read(&self, inotify: &Inotify) {
-        self.faults.pass("inotify");
-        // The queue holds 16,384 events unless the host is told otherwise, and a read takes at
-        // least a dozen: an end, so that a storm of events cannot keep a scan from its end.
-        for _ in 0..2048 {
-            let events = match inotify.read_events() {
-                Ok(events) => events,
-                Err(Errno::EINTR) => continue,
-                Err(_) => return,
-            };
-            if self.faults.deaf.load(Ordering::Relaxed) {
-                continue;
-            }
-            let mut signals = Vec::new();
-            let mut records = self.records.lock();
-            for event in &events {
-                records.translate(event, &mut signals);
-            }
-            drop(records);
-            signals.dedup();
-            if !signals.is_empty() {
-                (self.tell)(Notice::Signals(signals));
-            }
-        }
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
+use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::{Body, File, FileId, Name, ROOT_HASH, Rendered, Span, path_hash, scalar_text};
+use super::{Body, File, FileId, Name, Packed, ROOT_HASH, Rendered, path_hash, scalar_text};
 use crate::vm::Object;
 use crate::vm::property::{self, Kind as PropertyKind, Part, Property};
 use crate::vm::{name, render};
@@ -65,7 +66,8 @@ pub(super) fn render(object: &Object, brand: &str) -> Rendered {
     if let Some(draft) = renderer.drafts.first_mut() {
         draft.file.size = document_size;
     }
-    let files = number(renderer.drafts, &renderer.json).into();
+    let files = number(renderer.drafts, &renderer.json);
+    let files = files.iter().map(Packed::new).collect();
     Rendered {
         files,
         json: renderer.json.into(),
@@ -82,20 +84,27 @@ impl Renderer {
 
     /// Writes a JSON string and returns its inside as a name.
     fn string(&mut self, text: &str) -> Name {
-        let at = self.json.len() as u32 + 1;
-        self.json.push_str(&Value::from(text).to_string());
-        let len = self.json.len() as u32 - 1 - at;
-        name_in(Span { at, len }, text)
+        let at = self.json.len() + 1;
+        if text
+            .bytes()
+            .any(|byte| matches!(byte, ..0x20 | b'"' | b'\\'))
+        {
+            self.raw(&Value::from(text));
+        } else {
+            // Nearly all of them; this is what a start with 100,000 VMs does most.
+            self.json.push('"');
+            self.json.push_str(text);
+            self.json.push('"');
+        }
+        name_at(at, self.json.len() - 1 - at, text)
     }
 
-    /// Writes any value and returns where it stands.
-    fn raw(&mut self, value: &Value) -> Span {
-        let at = self.json.len() as u32;
-        self.json.push_str(&value.to_string());
-        Span {
-            at,
-            len: self.json.len() as u32 - at,
-        }
+    /// Writes any value and returns its length.
+    fn raw(&mut self, value: &Value) -> usize {
+        let at = self.json.len();
+        // Writing to a string cannot fail.
+        let _ = write!(self.json, "{value}");
+        self.json.len() - at
     }
 
     fn add(&mut self, dir: Dir, name: Name, body: Body, size: usize, traits: Traits) -> Dir {
@@ -241,9 +250,8 @@ impl Renderer {
                     && let Some(short) = element_name(key, text)
                 {
                     // The text ends before its closing quote, and the name ends as the text does.
-                    let len = (Value::from(short).to_string().len() - 2) as u32;
-                    let at = self.json.len() as u32 - 1 - len;
-                    name = Some(name_in(Span { at, len }, short));
+                    let len = Value::from(short).to_string().len() - 2;
+                    name = Some(name_at(self.json.len() - 1 - len, len, short));
                 }
             }
             self.json.push('}');
@@ -285,9 +293,8 @@ impl Renderer {
             }
             Value::String(text) => {
                 let body = match self.string(text) {
-                    Name::Text(span) => Body::Plain(span),
-                    Name::Escaped(span) => Body::Escaped(span),
-                    Name::Document | Name::Number(_) => return,
+                    Name::Escaped(_) => Body::Escaped,
+                    _ => Body::Text,
                 };
                 self.add(dir, name, body, text.len() + 1, traits);
             }
@@ -295,12 +302,12 @@ impl Renderer {
                 if !items.iter().any(|item| item.is_object() || item.is_array()) =>
             {
                 let size = items.iter().map(|item| scalar_text(item).len() + 1).sum();
-                let span = self.raw(value);
-                self.add(dir, name, Body::Lines(span), size, traits);
+                self.raw(value);
+                self.add(dir, name, Body::Lines, size, traits);
             }
             other => {
-                let span = self.raw(other);
-                self.add(dir, name, Body::Plain(span), span.len as usize + 1, traits);
+                let len = self.raw(other);
+                self.add(dir, name, Body::Plain, len + 1, traits);
             }
         }
     }
@@ -312,12 +319,11 @@ fn narrow(size: usize) -> u32 {
     u32::try_from(size).unwrap_or(u32::MAX)
 }
 
-/// What stands in a span of JSON, escaped if need be, as a name.
-fn name_in(span: Span, text: &str) -> Name {
-    if span.len as usize == text.len() {
-        Name::Text(span)
-    } else {
-        Name::Escaped(span)
+/// A text that stands in the JSON, escaped if need be, as a name.
+fn name_at(at: usize, len: usize, text: &str) -> Name {
+    match len == text.len() {
+        true => Name::Text(narrow(at)),
+        false => Name::Escaped(narrow(at)),
     }
 }
 

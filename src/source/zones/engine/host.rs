@@ -133,6 +133,7 @@ impl Engine {
                     failed: Vec::new(),
                     reported: false,
                     coverage: Coverage::Watched,
+                    looks: None,
                 };
                 self.zones.insert(Arc::clone(&name), zone);
                 let key = Key::Zone(name);

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use uuid::Uuid;
 
-use super::Engine;
+use super::{Engine, RESCAN, SCAN_EACH};
 use crate::source::zones::read::Key;
 use crate::source::zones::schedule::Causes;
 use crate::source::zones::watch::Name;
@@ -17,10 +17,18 @@ use crate::source::{Listing, Loaded, Report, Via};
 pub(super) struct Scan {
     pub(super) began: Instant,
     pub(super) phase: Phase,
-    /// The newest load of each zone.
-    pub(super) found: HashMap<Name, Loaded>,
+    /// What became of each zone.
+    pub(super) found: HashMap<Name, Found>,
     /// VMs that the index no longer had when the scan read it.
     pub(super) gone: Vec<Uuid>,
+}
+
+/// A zone in a scan.
+pub(super) enum Found {
+    /// Its newest reading.
+    Read(Box<Loaded>),
+    /// Its files looked at this time as when they were read.
+    Same(SystemTime),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,7 +43,8 @@ pub(super) enum Phase {
 
 impl Engine {
     pub(super) fn begin_scan(&mut self, now: Instant) {
-        self.next_scan = now + self.rescan;
+        let usual = RESCAN.max(SCAN_EACH * self.zones.len() as u32);
+        self.next_scan = now + self.rescan.unwrap_or(usual);
         if self.scan.is_some() {
             self.scan_again = true;
             return;
@@ -95,22 +104,30 @@ impl Engine {
             let uuid = zone.entry.uuid;
             if let Some(reason) = health.silent.get(name) {
                 listing.silent.push((uuid, reason.clone()));
-            } else if let Some(mut loaded) = found.remove(name) {
-                if announced.contains(&Key::Zone(Arc::clone(name))) {
-                    loaded.via = Via::Event;
+                continue;
+            }
+            match found.remove(name) {
+                Some(Found::Read(mut loaded)) => {
+                    if announced.contains(&Key::Zone(Arc::clone(name))) {
+                        loaded.via = Via::Event;
+                    }
+                    listing.vms.push(*loaded);
                 }
-                listing.vms.push(loaded);
-            } else if zone.reported {
-                listing
-                    .silent
-                    .push((uuid, format!("zone {name} is still being read")));
+                Some(Found::Same(at)) => listing.same.push((uuid, at)),
+                None if zone.reported => {
+                    let reason = format!("zone {name} is still being read");
+                    listing.silent.push((uuid, reason));
+                }
+                None => {}
             }
         }
         health.scans += 1;
         health.last_scan = Some((SystemTime::now(), now.saturating_duration_since(scan.began)));
         drop(health);
         self.outgoing.push(Report::Listing(listing));
-        self.listed = true;
+        if !std::mem::replace(&mut self.listed, true) {
+            tracing::info!("zones: watches: {}", self.reader.watch.status());
+        }
         self.tell_limit();
         if std::mem::take(&mut self.scan_again) {
             self.begin_scan(now);
