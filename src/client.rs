@@ -83,6 +83,18 @@ pub enum Error {
         /// The file that every such mount has.
         file: String,
     },
+    /// It is a read-only mount that has no writable one beside it.
+    #[error(
+        "{}: a read-only mount without {file}; mount with `vminfod mount -o ro_mount=DIR` to have both, and say with \
+         --mount or {MOUNT_VARIABLE} where the writable one is",
+        mount.display()
+    )]
+    NoEvents {
+        /// The mount.
+        mount: PathBuf,
+        /// What only the writable one has.
+        file: String,
+    },
     /// The kernel still has the mount, but nobody serves it.
     #[error(
         "{0}: the vminfod of this mount is dead; clean up with `vminfod umount {0}` or \
@@ -236,14 +248,14 @@ impl Mount {
             // answers to those who were being served at that moment.
             Some(libc::ENOTCONN | libc::ECONNABORTED) => Error::Dead { mount },
             Some(libc::ENOENT | libc::ENOTDIR) if !mount.is_dir() => Error::NoDirectory { mount },
-            Some(libc::ENOENT) => Error::NotVminfod {
-                file: file
-                    .strip_prefix(&mount)
-                    .unwrap_or(file)
-                    .display()
-                    .to_string(),
-                mount,
-            },
+            Some(libc::ENOENT) => {
+                let below = file.strip_prefix(&mount).unwrap_or(file);
+                let file = below.display().to_string();
+                match fs::symlink_metadata(mount.join(".all")) {
+                    Ok(_) => Error::NoEvents { mount, file },
+                    Err(_) => Error::NotVminfod { mount, file },
+                }
+            }
             Some(libc::EACCES) => Error::Denied {
                 file: file.to_owned(),
             },

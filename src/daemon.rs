@@ -7,7 +7,6 @@
 //! Stop, on SIGTERM, SIGINT, SIGHUP or when the mount has gone: streams end, the tree is unmounted, the
 //! process ends; nothing is waited for longer than a second or two.
 
-use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -21,7 +20,7 @@ use tracing::{info, warn};
 
 use crate::cache::Cache;
 use crate::fs::mountpoint::{self, MountError};
-use crate::fs::{Mount, MountOptions, Numbers};
+use crate::fs::{Mount, MountOptions, Numbers, Places};
 use crate::ingest::{self, Health};
 use crate::mutation::{Changes, Mutations, Timeouts};
 use crate::source::{Apply, Source, SourceError};
@@ -33,7 +32,7 @@ const NAMED: usize = 256;
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where to mount.
-    pub mountpoint: PathBuf,
+    pub places: Places,
     /// How to mount.
     pub mount: MountOptions,
     /// How many bytes of events are kept.
@@ -77,7 +76,7 @@ pub fn run(
     ready: impl FnOnce(),
 ) -> Result<(), Error> {
     let began = (Instant::now(), SystemTime::now());
-    let path = mountpoint::prepare(&options.mountpoint)?;
+    let places = options.places.prepared()?;
     let (ends, ended) = mpsc::channel();
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     thread::Builder::new().name("signals".into()).spawn({
@@ -128,7 +127,7 @@ pub fn run(
         numbers: numbers.clone(),
     };
     let changes = Arc::new(mutations);
-    let mount = Mount::new(cache.clone(), &path, &options.mount, changes, move || {
+    let mount = Mount::new(cache.clone(), &places, &options.mount, changes, move || {
         status.document()
     })?;
     for cut in &cuts {
@@ -144,7 +143,7 @@ pub fn run(
             // The daemon may have ended already.
             let _ = ends.send(End::Unmounted);
         })?;
-    info!(path = %path.display(), vms = cache.now().vms.len(), ms = began.0.elapsed().as_millis(), "mounted");
+    info!(path = %places.main().display(), vms = cache.now().vms.len(), ms = began.0.elapsed().as_millis(), "mounted");
     ready();
 
     wait(&ended);
@@ -236,12 +235,20 @@ impl Status {
             (events.bytes(), events.oldest())
         };
         let rendered: usize = snapshot.vms.iter().map(|(_, vm)| vm.memory()).sum();
-        let messages: Map<String, Value> = numbers
-            .map(|numbers| numbers.messages())
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(name, count)| (name.to_owned(), Value::from(count)))
-            .collect();
+        let counts = |messages: Vec<(&'static str, u64)>| -> Map<String, Value> {
+            let counts = messages.into_iter();
+            counts
+                .map(|(name, count)| (name.to_owned(), Value::from(count)))
+                .collect()
+        };
+        let messages = counts(numbers.map(Numbers::messages).unwrap_or_default());
+        let read_only = numbers.and_then(Numbers::read_only).map(|mount| {
+            json!({
+                "inodesHeld": mount.inodes_held,
+                "versionsKept": mount.versions_kept,
+                "messages": counts(mount.messages),
+            })
+        });
         let document = json!({
             "pid": std::process::id(),
             "uptime": duration(self.began.0.elapsed()),
@@ -276,9 +283,9 @@ impl Status {
                 "inodesHeld": numbers.map(Numbers::inodes_held),
                 "readersWaiting": numbers.map(Numbers::waiting),
                 "writersWaiting": numbers.map(Numbers::writers_waiting),
-                "writersWaiting": numbers.map(Numbers::writers_waiting),
                 "messages": messages,
             },
+            "readOnlyMount": read_only,
         });
         format!("{document:#}\n")
     }

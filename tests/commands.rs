@@ -217,7 +217,8 @@ fn wrong_usage_exits_2_and_names_what_is_wrong() {
         "history=1X",
         "group=no-such-group-here",
         "private=yes",
-        "ro",
+        "ro=yes",
+        "ro_mount=",
     ] {
         let finished = vminfod(&["mount", "-o", option, "/nowhere"]);
         finished.failed_with(2, &[&format!("-o {option}: ")]);

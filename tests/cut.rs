@@ -60,8 +60,9 @@ fn kill<'a>(mut mounted: Mounted<'a>, writer: Running) -> Mounted<'a> {
     mounted.signal(nix::sys::signal::Signal::SIGKILL);
     mounted.ended();
     let store = mounted.store;
-    drop(mounted);
+    // First the writer: without a mount in its way it would make a file in the directory below.
     drop(writer);
+    drop(mounted);
     store.mount()
 }
 

@@ -691,7 +691,7 @@ fn a_gap_is_told_when_the_files_are_as_after_what_is_missing() {
     let ready = parse(&read_available(&stream, 1 << 16));
     // It has one event to read, which will be gone before it does.
     tree.set(0, "quota", json!(50));
-    let barrier = tree.mount().barrier();
+    let barrier = tree.mount().barriers().publication.clone();
     let held = barrier.write();
     let changed = |number| {
         let mut vm = inside::vm(number);

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use tracing_subscriber::EnvFilter;
 use vminfod::daemon;
 use vminfod::fs::mountpoint::{self, Busy};
-use vminfod::fs::{MountOptions, OpenTo};
+use vminfod::fs::{MountOptions, OpenTo, Places};
 use vminfod::mutation::Timeouts;
 use vminfod::sample;
 use vminfod::source::zones::{Provider, Watcher, Zones, ZonesOptions};
@@ -61,6 +61,8 @@ enum Sub {
 const OPTIONS: &str = "\
 Options of -o, separated by commas:
   zones_root=DIR         the same as --zones-root
+  ro_mount=DIR           mount them read-only as well, there: faster to read
+  ro                     the same as --read-only
   group=GROUP            this group may read, and write, what root may
   private                only for the user who mounts (noallow_other is the same)
   rescan=SECONDS         compare everything this often [300; 8 ms a VM with more than 37,500]
@@ -91,6 +93,9 @@ struct MountArgs {
     /// Mount options
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
+    /// Mount them read-only, for readers only: faster to read, without events
+    #[arg(long)]
+    read_only: bool,
     /// Stay in the foreground
     #[arg(long)]
     foreground: bool,
@@ -161,6 +166,7 @@ fn mount_settings(args: &MountArgs) -> Result<Settings, Usage> {
     };
     let mut history = 64 << 20;
     let mut timeouts = Timeouts::default();
+    let (mut read_only, mut beside) = (args.read_only, None);
     for option in args
         .options
         .iter()
@@ -190,11 +196,8 @@ fn mount_settings(args: &MountArgs) -> Result<Settings, Usage> {
             "watch" => zones.watcher = watcher(option, value)?,
             "max_watches" => zones.max_watches = bytes(option, value)?,
             "rw" | "defaults" => {}
-            "ro" => {
-                return Err(Usage(
-                    "-o ro: there is no read-only mount in this version".to_owned(),
-                ));
-            }
+            "ro" if value.is_empty() => read_only = true,
+            "ro_mount" if !value.is_empty() => beside = Some(PathBuf::from(value)),
             _ => {
                 return Err(Usage(format!(
                     "-o {option}: no such option; see vminfod mount --help"
@@ -205,8 +208,23 @@ fn mount_settings(args: &MountArgs) -> Result<Settings, Usage> {
     if let Some(root) = &args.zones_root {
         zones.root.clone_from(root);
     }
+    let mountpoint = args.mountpoint.clone();
+    let places = match (read_only, beside) {
+        (false, None) => Places::Writable(mountpoint),
+        (false, Some(beside)) => Places::Both {
+            writable: mountpoint,
+            read_only: beside,
+        },
+        (true, None) => Places::ReadOnly(mountpoint),
+        (true, Some(_)) => {
+            return Err(Usage(
+                "-o ro_mount: is a second mount beside a writable one; leave out --read-only or it"
+                    .to_owned(),
+            ));
+        }
+    };
     let daemon = daemon::Options {
-        mountpoint: args.mountpoint.clone(),
+        places,
         mount,
         history,
         timeouts,

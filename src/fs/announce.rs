@@ -6,10 +6,8 @@
 //! **Names come and go** by `mkdir` and `rmdir`, so that inotify hears of them; the server
 //! recognises the thread's requests, and makes the name appear or vanish in the answer.
 //!
-//! **Changed files are looked at** by stat(2) before their change is told. When the kernel takes
-//! over attributes it marks them valid first and writes the size after (`fuse_change_attributes`),
-//! and a stat beside that may get the size of before. Once somebody has looked, the size in the
-//! kernel is the new one, and whoever looks later, at whatever moment, finds no other.
+//! **Changed files are looked at** by stat(2) before the kernel may keep their attributes again and
+//! their change is told: [`super::settle`] says why.
 //!
 //! All of these may need a directory's lock, which a process that lists the directory may keep, if its
 //! buffer is memory that is slow to come. So `settle` waits for [`PATIENCE`] only, and then shows
@@ -19,13 +17,17 @@
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tracing::debug;
 use uuid::Uuid;
 
+use super::door;
 use super::errno::Refused;
 use super::tree::Tree;
 
@@ -220,6 +222,31 @@ impl Announcing {
         }
         Ok(slot)
     }
+}
+
+/// Starts the thread that runs the errands in the filesystem mounted at `path`.
+///
+/// # Errors
+/// Those of [`door::spawn`].
+pub fn spawn(
+    name: &str,
+    path: &Path,
+    device: u64,
+    announcing: Arc<Announcing>,
+) -> io::Result<JoinHandle<()>> {
+    door::spawn(name, path, device, move |door| {
+        announcing.run(|errand| match errand {
+            Errand::Name { change, uuid, .. } => match change {
+                Change::Come => door.mkdir(&uuid.to_string()),
+                Change::Go => door.rmdir(&uuid.to_string()),
+            },
+            // One that is gone needs no look.
+            Errand::Look(paths) => {
+                paths.iter().for_each(|path| drop(door.stat(path)));
+                Ok(())
+            }
+        });
+    })
 }
 
 #[cfg(test)]

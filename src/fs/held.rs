@@ -44,6 +44,13 @@ impl Held {
         }
     }
 
+    /// The mount has gone, and with it all that the kernel held of it.
+    pub fn clear(&self) {
+        for shard in &self.shards {
+            *shard.lock() = HashMap::new();
+        }
+    }
+
     /// Whether the kernel may hold this inode.
     pub fn is_held(&self, ino: INodeNo) -> bool {
         ino == INodeNo::ROOT || self.shard(ino).lock().contains_key(&ino.0)

@@ -79,10 +79,14 @@ pub enum Fixed {
     ByState = 10,
     /// `.by/owner`.
     ByOwner = 11,
+    /// `.all`, of a read-only mount.
+    All = 12,
+    /// `vms.json` in the root of a read-only mount: a link.
+    VmsLink = 13,
 }
 
 impl Fixed {
-    const ALL: [Fixed; 11] = [
+    const ALL: [Fixed; 13] = [
         Fixed::Root,
         Fixed::Events,
         Fixed::Vms,
@@ -94,6 +98,8 @@ impl Fixed {
         Fixed::ByAlias,
         Fixed::ByState,
         Fixed::ByOwner,
+        Fixed::All,
+        Fixed::VmsLink,
     ];
 }
 
@@ -143,6 +149,14 @@ const LAST_ERROR: u32 = 5;
 impl Node {
     /// The first number that `.events/<seq>` cannot have.
     pub const EVENTS_END: u64 = CONTROL;
+
+    /// Read-only mounts have no `.events`, and give the numbers of what lies there to versions of files.
+    pub const FREE: u64 = SEQ;
+
+    /// Whether a number lies there.
+    pub fn is_free(ino: INodeNo) -> bool {
+        ino.0 >> TAG == SEQ >> TAG
+    }
 
     /// The root of the mount.
     pub const ROOT: Node = Node::Fixed(Fixed::Root);

@@ -37,6 +37,9 @@ pub enum MountError {
         /// The type of what is mounted.
         kind: String,
     },
+    /// The read-only mount would lie on the writable one.
+    #[error("ro_mount {0}: is the mount point itself; choose another directory")]
+    Same(String),
     /// Nothing of ours is mounted there.
     #[error("{0}: no vminfod is mounted here")]
     NotMounted(String),
@@ -211,6 +214,22 @@ fn is_dead(path: &Path) -> bool {
     });
     let dead = Ok(Some(nix::errno::Errno::ENOTCONN));
     asking.is_ok() && answered.recv_timeout(Duration::from_secs(1)) == dead
+}
+
+/// The same of a place where one of our mounts may be about to go, which is waited for.
+///
+/// # Errors
+/// Those of [`prepare`].
+pub fn prepare_when_free(path: &Path, patience: Duration) -> Result<PathBuf, MountError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match prepare(path) {
+            Err(MountError::Mounted { kind, .. }) if kind == TYPE && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            prepared => return prepared,
+        }
+    }
 }
 
 /// A path without links, where its last part cannot be looked at.

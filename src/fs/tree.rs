@@ -1,37 +1,38 @@
 //! The tree: what names there are, what attributes they have, what the files hold.
 //!
-//! Everything here is answered from memory and without waiting. The files of a VM show the cache
-//! as it is now. What is made of many VMs (`vms.json`, `.by`, `.history`) shows the *settled*
-//! snapshot: the newest one for which the kernel's caches of VMs have been put right. Streams go as
-//! far as has been *told*, which follows when its own caches are right too, so that who has read an
-//! event finds nothing older behind it.
+//! Everything here is answered from memory and without waiting, and all of it from one snapshot, the
+//! *settled* one, which is replaced in one step when the kernel has nothing cached any more that
+//! the next one changes ([`Tree::prepare`], [`Tree::settle`]). So a file, its size, the listing it
+//! is in and `vms.json` change at one moment, for every mount. Streams go as far as has been *told*,
+//! which follows, so that who has read an event finds nothing older behind it.
 //!
 //! Which VMs have a name in the root is a thing of its own: a VM's name comes with the `mkdir` and
 //! goes with the `rmdir` that announce it to inotify (see [`super::settle`]).
 
-use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use arc_swap::ArcSwap;
-use parking_lot::Mutex;
+use arc_swap::{ArcSwap, Guard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use uuid::Uuid;
 
-use super::inode::{Counter, Fixed, Link, Node};
+use super::inode::{Counter, Fixed, Node};
 use super::writing::Errors;
 use crate::cache::slots::{self, Slots};
 use crate::cache::trie::{Item, Trie};
-use crate::cache::{Cache, Index, Snapshot};
+use crate::cache::{Cache, Snapshot};
 use crate::vm::files::FileId;
-use crate::vm::{Nanos, Vm, name, nanos};
+use crate::vm::{Nanos, Vm, nanos};
 
 mod attributes;
+pub mod by;
 mod listing;
 pub mod vms;
 
 pub use attributes::Lasts;
+pub use listing::{END, LISTED, ended, list_files};
 
 /// Whom the files belong to and who may use them.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +56,8 @@ pub struct Shown {
     /// The FUSE generation of its inodes. It rises when a VM comes back: otherwise the kernel
     /// would take up the dead directory's inode, in which every lookup fails.
     pub generation: u64,
+    /// Which VM of this uuid: one that is deleted and created again is another.
+    born: u64,
 }
 
 impl Item for Shown {
@@ -70,11 +73,49 @@ impl Item for Shown {
 /// Writes the daemon's status document.
 pub type Status = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// One mount's view of the cache.
+/// What everything is answered from.
+#[derive(Debug)]
+pub struct View {
+    /// The settled snapshot.
+    pub now: Arc<Snapshot>,
+    /// While the kernel's caches are put right: first the next one, then the one before.
+    beside: Option<Arc<Snapshot>>,
+}
+
+impl View {
+    /// How long the kernel may keep what is said of a node: not at all while that changes.
+    pub fn lasts(&self, node: Node) -> Lasts {
+        match self.is_changing(node) {
+            true => Lasts::Once,
+            false => Lasts::UntilTold,
+        }
+    }
+
+    fn is_changing(&self, node: Node) -> bool {
+        let Some(beside) = &self.beside else {
+            return false;
+        };
+        match node {
+            Node::File(slot, _) | Node::Ctl(slot, _) | Node::LastError(slot) => {
+                match (self.now.vms.at(slot), beside.vms.at(slot)) {
+                    (Some(now), Some(other)) => !Arc::ptr_eq(now, other),
+                    (None, None) => false,
+                    _ => true,
+                }
+            }
+            // What is made of many VMs, and links, whose names depend on those of others.
+            _ => true,
+        }
+    }
+}
+
+/// The cache as the mounts show it.
 pub struct Tree {
     /// Where the VMs are.
     pub cache: Arc<Cache>,
-    settled: ArcSwap<Snapshot>,
+    view: ArcSwap<View>,
+    /// Held for writing while another snapshot is made the settled one.
+    switching: RwLock<()>,
     told: AtomicU64,
     shown: ArcSwap<Trie<Shown>>,
     /// The last generation given out; held while `shown` is replaced.
@@ -99,12 +140,6 @@ const ROOT: [(&str, Fixed); 7] = [
     (".by", Fixed::By),
 ];
 
-const BY: [(&str, Fixed); 3] = [
-    ("alias", Fixed::ByAlias),
-    ("state", Fixed::ByState),
-    ("owner", Fixed::ByOwner),
-];
-
 /// The file of the root to which create payloads are written.
 const CREATE: &str = "create";
 
@@ -113,9 +148,6 @@ pub const CTL: &str = "ctl";
 
 /// The file of a VM that says why the last failed write failed.
 pub const LAST_ERROR: &str = "last_error";
-
-/// Positions in a listing below this belong to what is always there.
-const LISTED: u64 = 64;
 
 impl Tree {
     /// The tree of the cache's VMs as they are now, all of them shown.
@@ -128,13 +160,15 @@ impl Tree {
                 Shown {
                     uuid: vm.uuid,
                     generation: 0,
+                    born: vm.born,
                 },
             );
         }
         Tree {
             cache,
             told: AtomicU64::new(now.seq),
-            settled: ArcSwap::new(now),
+            view: ArcSwap::from_pointee(View { now, beside: None }),
+            switching: RwLock::default(),
             shown: ArcSwap::from_pointee(shown),
             generation: Mutex::new(0),
             errors: Errors::default(),
@@ -145,15 +179,44 @@ impl Tree {
         }
     }
 
-    /// The newest snapshot for which the kernel's caches are right.
+    /// The snapshot that is shown.
     pub fn settled(&self) -> Arc<Snapshot> {
-        self.settled.load_full()
+        self.view.load().now.clone()
     }
 
-    /// Makes this the settled snapshot: the kernel's caches are right for it, but for those of what
-    /// is made of the settled snapshot itself.
-    pub fn settle(&self, snapshot: Arc<Snapshot>) {
-        self.settled.store(snapshot);
+    /// What is shown, and what is about to be.
+    pub fn view(&self) -> Guard<Arc<View>> {
+        self.view.load()
+    }
+
+    /// From here on the kernel is to keep nothing that differs in this snapshot, so that what it
+    /// holds can be taken from it before [`Tree::settle`].
+    pub fn prepare(&self, next: Arc<Snapshot>) {
+        self.view.store(Arc::new(View {
+            now: self.settled(),
+            beside: Some(next),
+        }));
+    }
+
+    /// Shows a snapshot, for which [`Tree::prepare`] was called and nothing is cached that differs.
+    pub fn settle(&self, now: Arc<Snapshot>) {
+        let _switching = self.switching.write();
+        let beside = Some(self.settled());
+        self.view.store(Arc::new(View { now, beside }));
+    }
+
+    /// Nothing is settled while this is held: for an answer that is made of many things, whose names and
+    /// numbers are to belong together.
+    pub fn one_moment(&self) -> RwLockReadGuard<'_, ()> {
+        self.switching.read()
+    }
+
+    /// The kernel may keep everything again: it was made to look at what is new.
+    pub fn rest(&self) {
+        self.view.store(Arc::new(View {
+            now: self.settled(),
+            beside: None,
+        }));
     }
 
     /// The number of the last event that streams may tell of.
@@ -168,11 +231,14 @@ impl Tree {
 
     /// Gives a VM its name in the root.
     pub fn show(&self, slot: u64, uuid: Uuid) -> Shown {
+        let view = self.view();
+        let coming = view.beside.as_ref().unwrap_or(&view.now);
         let mut generation = self.generation.lock();
         *generation += 1;
         let shown = Shown {
             uuid,
             generation: *generation,
+            born: coming.vm(&uuid).map_or(0, |vm| vm.born),
         };
         let mut next = Trie::clone(&self.shown.load());
         next.insert(slots::key(slot), shown);
@@ -205,9 +271,16 @@ impl Tree {
         self.shown.load().get(slots::key(slot)).copied()
     }
 
-    /// The VM in a slot as it is now; `None` when its name is gone, or it itself.
+    /// The VM in a slot as it is shown; `None` when its name is gone, or it itself. One whose name
+    /// has come already and which is settled only next is shown as it will be then.
     pub fn vm(&self, slot: u64) -> Option<Arc<Vm>> {
-        self.cache.vm(&self.shown(slot)?.uuid)
+        let shown = self.shown(slot)?;
+        let view = self.view();
+        let vm = |snapshot: &Snapshot| {
+            let vm = snapshot.vm(&shown.uuid)?;
+            (vm.born == shown.born).then(|| vm.clone())
+        };
+        vm(&view.now).or_else(|| vm(view.beside.as_ref()?))
     }
 
     /// The FUSE generation of a node.
@@ -236,29 +309,6 @@ impl Tree {
                     (seq < Node::EVENTS_END).then_some(Node::EventsAfter(seq))
                 }
             },
-            Node::Fixed(Fixed::By) => BY
-                .iter()
-                .find(|(fixed, _)| *fixed == name)
-                .map(|(_, fixed)| Node::Fixed(*fixed)),
-            Node::Fixed(Fixed::ByAlias) => self.lookup_alias(name),
-            Node::Fixed(Fixed::ByState) => self
-                .settled
-                .load()
-                .states
-                .get(&key_of(name)?)
-                .map(|(slot, _)| Node::State(slot)),
-            Node::Fixed(Fixed::ByOwner) => self
-                .settled
-                .load()
-                .owners
-                .get(&key_of(name)?)
-                .map(|(slot, _)| Node::Owner(slot)),
-            Node::State(group) => {
-                self.lookup_member(&self.settled.load().states, group, name, Link::State)
-            }
-            Node::Owner(group) => {
-                self.lookup_member(&self.settled.load().owners, group, name, Link::Owner)
-            }
             Node::File(slot, FileId::DIR) if name == CTL => {
                 self.shown(slot)?;
                 Some(Node::Ctl(slot, self.next()))
@@ -271,13 +321,7 @@ impl Tree {
                 let vm = self.vm(slot)?;
                 vm.lookup(dir, name).map(|file| Node::File(slot, file.id))
             }
-            Node::Fixed(_)
-            | Node::EventsAfter(_)
-            | Node::EventsOf(_)
-            | Node::Link(..)
-            | Node::Create(_)
-            | Node::Ctl(..)
-            | Node::LastError(_) => None,
+            dir => by::lookup(&self.settled(), dir, name),
         }
     }
 
@@ -286,55 +330,12 @@ impl Tree {
         Counter::next(&self.counter)
     }
 
-    fn lookup_member(&self, index: &Index, group: u64, name: &str, link: Link) -> Option<Node> {
-        let uuid = canonical_uuid(name)?;
-        let (slot, _) = self
-            .settled
-            .load()
-            .vms
-            .get(&uuid)
-            .map(|(slot, vm)| (slot, vm.uuid))?;
-        let members = &index.at(group)?.members;
-        (members.get(slots::key(slot)) == Some(&uuid)).then_some(Node::Link(link, slot))
-    }
-
-    /// An alias that one VM has is its link; one that several have is `<alias>~<uuid>` for each.
-    fn lookup_alias(&self, name: &str) -> Option<Node> {
-        let settled = self.settled.load();
-        let group = |alias| Some(settled.aliases.get(&key_of(alias)?)?.1);
-        if let Some(group) = group(name)
-            && group.members.len() == 1
-        {
-            return group
-                .members
-                .iter()
-                .next()
-                .map(|(key, _)| Node::Link(Link::Alias, slots::of_key(key)));
-        }
-        let (alias, uuid) = name.rsplit_once('~').filter(|_| name.len() <= name::MAX)?;
-        let uuid = canonical_uuid(uuid)?;
-        let group = group(alias).filter(|group| group.members.len() > 1)?;
-        let (slot, _) = settled.vms.get(&uuid)?;
-        (group.members.get(slots::key(slot)) == Some(&uuid))
-            .then_some(Node::Link(Link::Alias, slot))
-    }
-
     fn parent(&self, node: Node) -> Node {
         match node {
-            Node::Fixed(Fixed::ByAlias | Fixed::ByState | Fixed::ByOwner) => Node::Fixed(Fixed::By),
-            Node::Fixed(_) => Node::ROOT,
-            Node::EventsAfter(_) | Node::EventsOf(_) => Node::Fixed(Fixed::Streams),
-            Node::State(_) => Node::Fixed(Fixed::ByState),
-            Node::Owner(_) => Node::Fixed(Fixed::ByOwner),
-            Node::Link(..) => Node::Fixed(Fixed::By),
-            Node::Create(_) | Node::File(_, FileId::DIR) => Node::ROOT,
-            Node::Ctl(slot, _) | Node::LastError(slot) => Node::vm(slot),
-            Node::File(slot, id) => {
-                let parent = self
-                    .vm(slot)
-                    .and_then(|vm| vm.file(id).map(|file| file.parent));
-                Node::File(slot, parent.unwrap_or(FileId::DIR))
+            Node::File(slot, id) if id != FileId::DIR => {
+                parent_in(self.vm(slot).as_deref(), slot, id)
             }
+            node => parent_of(node),
         }
     }
 
@@ -343,11 +344,7 @@ impl Tree {
         let Node::Link(link, slot) = node else {
             return None;
         };
-        let uuid = self.shown(slot)?.uuid;
-        Some(match link {
-            Link::Alias => format!("../../{uuid}"),
-            Link::State | Link::Owner => format!("../../../{uuid}"),
-        })
+        Some(by::target(link, &self.shown(slot)?.uuid))
     }
 
     /// The daemon's status document.
@@ -384,30 +381,32 @@ impl Tree {
 }
 
 /// A uuid as directories are named: hyphenated, in lower case.
-fn canonical_uuid(name: &str) -> Option<Uuid> {
+pub fn canonical_uuid(name: &str) -> Option<Uuid> {
     let uuid = (name.len() == 36).then(|| Uuid::try_parse(name).ok())??;
     (encode_uuid(&uuid, &mut Uuid::encode_buffer()) == name).then_some(uuid)
-}
-
-/// The key of a name below `.by`, if it is the name that is listed: only that one is taken back from the
-/// kernel when it goes.
-fn key_of(name: &str) -> Option<Cow<'_, str>> {
-    let key = name::decode(name);
-    (name::encode(&key)? == name).then_some(key)
 }
 
 fn encode_uuid<'a>(uuid: &Uuid, buffer: &'a mut [u8; 45]) -> &'a str {
     uuid.hyphenated().encode_lower(buffer)
 }
 
-/// The name of a VM's link below `.by/alias`, if it has one.
-pub fn alias_name(snapshot: &Snapshot, vm: &Vm) -> Option<String> {
-    let alias = vm.text("alias").filter(|alias| !alias.is_empty())?;
-    let encoded = name::encode(&alias)?;
-    let (_, group) = snapshot.aliases.get(&alias)?;
-    let name = match group.members.len() {
-        1 => encoded.into_owned(),
-        _ => format!("{encoded}~{}", vm.uuid),
-    };
-    (name.len() <= name::MAX).then_some(name)
+/// The directory in which a directory lies that is not within a VM's.
+pub fn parent_of(dir: Node) -> Node {
+    match dir {
+        Node::Fixed(Fixed::ByAlias | Fixed::ByState | Fixed::ByOwner) | Node::Link(..) => {
+            Node::Fixed(Fixed::By)
+        }
+        Node::Fixed(_) | Node::Create(_) => Node::ROOT,
+        Node::EventsAfter(_) | Node::EventsOf(_) => Node::Fixed(Fixed::Streams),
+        Node::State(_) => Node::Fixed(Fixed::ByState),
+        Node::Owner(_) => Node::Fixed(Fixed::ByOwner),
+        Node::Ctl(slot, _) | Node::LastError(slot) => Node::vm(slot),
+        Node::File(..) => Node::ROOT,
+    }
+}
+
+/// The directory in which a file of a VM lies.
+pub fn parent_in(vm: Option<&Vm>, slot: u64, id: FileId) -> Node {
+    let parent = vm.and_then(|vm| Some(vm.file(id)?.parent));
+    Node::File(slot, parent.unwrap_or(FileId::DIR))
 }

@@ -34,6 +34,7 @@ use super::wait::Caller;
 use super::writing::{Writes, Writing};
 use crate::mutation::Wait;
 
+pub mod caches;
 mod entry;
 
 use entry::Entered;
@@ -256,6 +257,7 @@ impl Filesystem for Writable {
     ) {
         self.messages.count(Message::Readdir);
         let node = or_refuse!(self.node(ino), reply);
+        let moment = self.tree.one_moment();
         let listed = self.tree.list(node, offset, |position, name, entry| {
             let Some(attr) = self.tree.attr(entry) else {
                 return ControlFlow::Continue(());
@@ -265,6 +267,7 @@ impl Filesystem for Writable {
                 false => ControlFlow::Continue(()),
             }
         });
+        drop(moment);
         match listed {
             Some(()) => reply.ok(),
             None => reply.error(Refused::NotADirectory.into()),
@@ -281,6 +284,7 @@ impl Filesystem for Writable {
     ) {
         self.messages.count(Message::Readdirplus);
         let node = or_refuse!(self.node(ino), reply);
+        let moment = self.tree.one_moment();
         let listed = self.tree.list(node, offset, |position, name, entry| {
             // The kernel takes no lookup for the two directories that it knows already.
             let dots = name == "." || name == "..";
@@ -305,6 +309,7 @@ impl Filesystem for Writable {
             }
             ControlFlow::Break(())
         });
+        drop(moment);
         match listed {
             Some(()) => reply.ok(),
             None => reply.error(Refused::NotADirectory.into()),

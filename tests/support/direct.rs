@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
 use vminfod::cache::{Cache, Change, Published, Writer};
-use vminfod::fs::{Mount, MountOptions, OpenTo};
+use vminfod::fs::{Mount, MountOptions, OpenTo, Places};
 use vminfod::ingest::{self, Health};
 use vminfod::mutation::{Changes, Mutations, ReadOnly, Timeouts};
 use vminfod::source::Source;
@@ -72,6 +72,15 @@ pub fn put(uuid: Uuid, alias: &str, tags: &Value) -> Change {
     }
 }
 
+/// The VM is deleted.
+pub fn remove(uuid: Uuid) -> Change {
+    Change::Remove {
+        uuid,
+        via: "event",
+        txn: None,
+    }
+}
+
 impl Direct {
     /// A mount of VMs with the numbers from 1 to `vms`.
     pub fn new(vms: u128) -> Direct {
@@ -83,8 +92,14 @@ impl Direct {
         );
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("vms");
+        let beside = dir.path().join("read-only");
         fs::create_dir(&at).unwrap();
-        let mount = Mount::new(cache, &at, &mount_options(), Arc::new(ReadOnly), || {
+        fs::create_dir(&beside).unwrap();
+        let places = Places::Both {
+            writable: at,
+            read_only: beside,
+        };
+        let mount = Mount::new(cache, &places, &mount_options(), Arc::new(ReadOnly), || {
             "{}\n".to_owned()
         })
         .unwrap();
@@ -98,6 +113,11 @@ impl Direct {
     /// A path in the mount.
     pub fn path(&self, below: impl AsRef<std::path::Path>) -> PathBuf {
         self.dir.path().join("vms").join(below)
+    }
+
+    /// A path in the read-only mount.
+    pub fn read_only(&self, below: impl AsRef<std::path::Path>) -> PathBuf {
+        self.dir.path().join("read-only").join(below)
     }
 
     /// The cache.
@@ -181,7 +201,10 @@ impl Hosted {
         mutations.shown(&cache.now());
         let mount = Mount::new(
             cache.clone(),
-            &store.mountpoint(),
+            &Places::Both {
+                writable: store.mountpoint(),
+                read_only: store.read_only(),
+            },
             &mount_options(),
             Arc::new(mutations),
             String::new,
@@ -200,6 +223,11 @@ impl Hosted {
     /// A path in the mount.
     pub fn path(&self, below: impl AsRef<std::path::Path>) -> PathBuf {
         self.store.mountpoint().join(below)
+    }
+
+    /// A path in the read-only mount.
+    pub fn read_only(&self, below: impl AsRef<std::path::Path>) -> PathBuf {
+        self.store.read_only().join(below)
     }
 
     /// What a file holds.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
 use vminfod::cache::{Cache, Snapshot, Writer};
-use vminfod::fs::{Mount, MountOptions, Numbers, OpenTo};
+use vminfod::fs::{Mount, MountOptions, Numbers, OpenTo, Places};
 use vminfod::mutation::{Changes, Done, Failure, Outcome, Wait, Wish};
 use vminfod::vm::Object;
 use vminfod::vm::payload::{Invalid, InvalidKind};
@@ -305,7 +305,14 @@ impl Written {
             group: None,
             open_to: OpenTo::Everybody,
         };
-        let mount = Mount::new(cache.clone(), &path, &options, fake.clone(), String::new).unwrap();
+        let mount = Mount::new(
+            cache.clone(),
+            &Places::Writable(path),
+            &options,
+            fake.clone(),
+            String::new,
+        )
+        .unwrap();
         let numbers = mount.numbers();
         Written {
             fake,

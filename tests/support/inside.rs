@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
 use vminfod::cache::{Cache, Change, Writer};
-use vminfod::fs::{Mount, MountOptions, Numbers, OpenTo};
+use vminfod::fs::{Mount, MountOptions, Numbers, OpenTo, Places};
 use vminfod::mutation::ReadOnly;
 use vminfod::vm::Object;
 use vminfod::vm::files::Rendered;
@@ -103,7 +103,7 @@ impl Inside {
         let path = dir.path().join("vms");
         let mount = Mount::new(
             cache.clone(),
-            &path,
+            &Places::Writable(path),
             &options,
             Arc::new(ReadOnly),
             String::new,

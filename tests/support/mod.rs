@@ -59,6 +59,7 @@ impl Store {
         let dir = tempfile::tempdir().unwrap();
         sample::write(&dir.path().join("store"), &sample::Options { vms, seed: 1 }).unwrap();
         fs::create_dir(dir.path().join("vms")).unwrap();
+        fs::create_dir(dir.path().join("read-only")).unwrap();
         Store { dir }
     }
 
@@ -75,6 +76,11 @@ impl Store {
     /// Where it is to be mounted.
     pub fn mountpoint(&self) -> PathBuf {
         self.dir.path().join("vms")
+    }
+
+    /// Where its read-only mount is to be.
+    pub fn read_only(&self) -> PathBuf {
+        self.dir.path().join("read-only")
     }
 
     /// A file of the store.

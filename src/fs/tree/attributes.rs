@@ -1,13 +1,18 @@
 //! The attributes of files and directories, and how long the kernel may keep them.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use fuser::{FileAttr, FileType};
 
-use super::{BY, Tree, vms};
+use super::by::BY;
+use super::{Tree, vms};
+use crate::cache::Snapshot;
 use crate::fs::inode::{Fixed, Node};
-use crate::vm::files::FileId;
+use crate::vm::files::{File, FileId};
 use crate::vm::{Nanos, Vm, system_time};
+
+/// How long the kernel keeps names and attributes: until it is told otherwise.
+const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// How long the kernel may keep a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,33 +23,35 @@ pub enum Lasts {
     Once,
 }
 
+impl Lasts {
+    /// The same as the kernel is told it.
+    pub fn ttl(self) -> Duration {
+        match self {
+            Lasts::UntilTold => FOR_EVER,
+            Lasts::Once => Duration::ZERO,
+        }
+    }
+}
+
 impl Tree {
     /// The attributes of a node; `None` when it does not exist now.
     pub fn attr(&self, node: Node) -> Option<FileAttr> {
-        let settled = self.settled.load();
+        let settled = self.settled();
         Some(match node {
-            Node::Fixed(fixed) => match fixed {
-                // The time of a directory whose files change all the time would throw away its
-                // cached listing all the time: this one says when a name last came or went.
-                Fixed::Root => self.dir(node, Access::PUBLIC, settled.members_changed),
-                Fixed::By => self.dir(node, Access::PUBLIC, 0),
-                Fixed::ByAlias => self.dir(node, Access::PUBLIC, settled.aliases.changed),
-                Fixed::ByState => self.dir(node, Access::PUBLIC, settled.states.values_changed),
-                Fixed::ByOwner => self.dir(node, Access::PUBLIC, settled.owners.values_changed),
-                Fixed::Streams => self.dir(node, Access::SECRET, 0),
-                Fixed::Events => self.file(node, 0, Access::SECRET, settled.changed),
-                Fixed::Errors => {
-                    let (size, mtime) = self.errors.size();
-                    self.file(node, size, Access::SECRET, mtime)
-                }
-                Fixed::Status => self.file(node, 0, Access::PUBLIC, 0),
-                Fixed::Vms => self.file(node, vms::len(&settled), Access::SECRET, settled.changed),
-                Fixed::History => {
-                    let events = self.cache.events();
-                    let len = events.position_after(settled.seq) - events.start();
-                    self.file(node, len, Access::SECRET, settled.changed)
-                }
-            },
+            // Names come before what else is settled, and so does the number of directories.
+            Node::Fixed(Fixed::Root) => self.attr_of_root(&settled, self.shown.load().len()),
+            Node::Fixed(Fixed::Streams) => self.dir(node, Access::SECRET, 0, 0),
+            Node::Fixed(Fixed::Events) => self.file(node, 0, Access::SECRET, settled.changed),
+            Node::Fixed(Fixed::Errors) => {
+                let (size, mtime) = self.errors.size();
+                self.file(node, size, Access::SECRET, mtime)
+            }
+            Node::Fixed(Fixed::Status) => self.attr_of_status(0),
+            Node::Fixed(Fixed::History) => {
+                let events = self.cache.events();
+                let len = events.position_after(settled.seq) - events.start();
+                self.file(node, len, Access::SECRET, settled.changed)
+            }
             Node::EventsAfter(_) => self.file(node, 0, Access::SECRET, 0),
             Node::EventsOf(slot) => {
                 self.shown(slot)?;
@@ -60,40 +67,72 @@ impl Tree {
                 let (size, _) = self.errors.last_size(&vm);
                 self.file(node, size, Access::SECRET, self.mtime(node))
             }
-            Node::State(group) => self.dir(node, Access::PUBLIC, settled.states.at(group)?.changed),
-            Node::Owner(group) => self.dir(node, Access::PUBLIC, settled.owners.at(group)?.changed),
-            Node::Link(..) => {
-                let size = self.target(node)?.len() as u64;
-                FileAttr {
-                    kind: FileType::Symlink,
-                    perm: 0o777,
-                    ..self.file(node, size, Access::PUBLIC, 0)
-                }
-            }
-            Node::File(slot, FileId::DIR) => match self.vm(slot) {
-                Some(vm) => self.dir(node, Access::CREATE, vm.mtime(FileId::DIR)),
+            Node::Link(..) => self.attr_of_link(node, &self.target(node)?),
+            Node::File(slot, id) => match self.vm(slot) {
+                Some(vm) => self.attr_in(&vm, node, id)?,
                 // The VM is gone, its name not yet: rmdir still has to find it.
-                None => {
+                None if id == FileId::DIR => {
                     self.shown(slot)?;
-                    self.dir(node, Access::CREATE, settled.changed)
+                    self.dir(node, Access::CREATE, settled.changed, 0)
                 }
+                None => return None,
             },
-            Node::File(slot, id) => {
-                let vm = self.vm(slot)?;
-                self.attr_in(&vm, node, id)?
-            }
+            node => self.attr_of_all(node, &settled)?,
         })
     }
 
-    /// The attributes of a file in this version of its VM.
-    fn attr_in(&self, vm: &Vm, node: Node, id: FileId) -> Option<FileAttr> {
+    /// The attributes of the root, in which this many VMs are.
+    pub fn attr_of_root(&self, settled: &Snapshot, vms: usize) -> FileAttr {
+        // The time of a directory whose files change all the time would throw away its
+        // cached listing all the time: this one says when a name last came or went.
+        let changed = settled.members_changed;
+        self.dir(Node::ROOT, Access::PUBLIC, changed, 2 + vms)
+    }
+
+    /// The attributes of what is made of all VMs.
+    pub fn attr_of_all(&self, node: Node, settled: &Snapshot) -> Option<FileAttr> {
+        let dir = |changed, within| self.dir(node, Access::PUBLIC, changed, within);
+        Some(match node {
+            Node::Fixed(Fixed::Vms) => {
+                self.file(node, vms::len(settled), Access::SECRET, settled.changed)
+            }
+            Node::Fixed(Fixed::All) => dir(0, 0),
+            Node::Fixed(Fixed::By) => dir(0, BY.len()),
+            Node::Fixed(Fixed::ByAlias) => dir(settled.aliases.changed, 0),
+            Node::Fixed(Fixed::ByState) => dir(settled.states.values_changed, settled.states.len()),
+            Node::Fixed(Fixed::ByOwner) => dir(settled.owners.values_changed, settled.owners.len()),
+            Node::State(group) => dir(settled.states.at(group)?.changed, 0),
+            Node::Owner(group) => dir(settled.owners.at(group)?.changed, 0),
+            _ => return None,
+        })
+    }
+
+    /// The attributes of a link.
+    pub fn attr_of_link(&self, node: Node, target: &str) -> FileAttr {
+        FileAttr {
+            kind: FileType::Symlink,
+            perm: 0o777,
+            ..self.file(node, target.len() as u64, Access::PUBLIC, 0)
+        }
+    }
+
+    /// The attributes of the status document, of this size.
+    pub fn attr_of_status(&self, size: u64) -> FileAttr {
+        self.file(Node::Fixed(Fixed::Status), size, Access::PUBLIC, 0)
+    }
+
+    /// The attributes of a file or directory in this version of its VM.
+    pub fn attr_in(&self, vm: &Vm, node: Node, id: FileId) -> Option<FileAttr> {
+        if id == FileId::DIR {
+            return Some(self.dir(node, Access::CREATE, vm.mtime(id), dirs_in(vm, id)));
+        }
         let file = vm.file(id)?;
         let access = Access {
             settable: file.settable,
             secret: file.secret,
         };
         Some(if file.is_dir() {
-            self.dir(node, access, vm.mtime(id))
+            self.dir(node, access, vm.mtime(id), dirs_in(vm, id))
         } else {
             self.file(node, u64::from(file.size), access, vm.mtime(id))
         })
@@ -108,25 +147,20 @@ impl Tree {
         self.file(node, 0, access, 0)
     }
 
-    /// The attributes of a node, and how long the kernel may keep the name by which it was found.
-    ///
-    /// Settling takes back the names that were in the settled snapshot and are not in the newest.
-    /// A name that is in neither, only in a version between the two, would never be taken back, so
-    /// the names of a version that is not the settled one are not to be kept.
+    /// The attributes of a node, and how long the kernel may keep them and the name by which it was
+    /// found. How long is looked at first: what is settled in between is new, and may be kept.
     pub fn entry(&self, node: Node) -> Option<(FileAttr, Lasts)> {
-        let (slot, id) = match node {
-            Node::File(slot, id) if id != FileId::DIR => (slot, id),
+        let lasts = match node {
             // Each lookup gets an inode of its own.
-            Node::Create(_) | Node::Ctl(..) => return Some((self.attr(node)?, Lasts::Once)),
-            _ => return Some((self.attr(node)?, Lasts::UntilTold)),
+            Node::Create(_) | Node::Ctl(..) => Lasts::Once,
+            node => self.lasts(node),
         };
-        let vm = self.vm(slot)?;
-        let attr = self.attr_in(&vm, node, id)?;
-        let settled = self.settled.load();
-        let same = settled
-            .vm(&vm.uuid)
-            .is_some_and(|settled| Arc::ptr_eq(settled, &vm));
-        Some((attr, if same { Lasts::UntilTold } else { Lasts::Once }))
+        Some((self.attr(node)?, lasts))
+    }
+
+    /// How long the kernel may keep what is said of a node from here on.
+    pub fn lasts(&self, node: Node) -> Lasts {
+        self.view().lasts(node)
     }
 
     /// When what a file holds last changed, for poll(2); 0 when it does not exist.
@@ -146,35 +180,22 @@ impl Tree {
                     mtime
                 }
             }),
-            _ => self.settled.load().changed,
+            _ => self.settled().changed,
         }
     }
 
-    fn dir(&self, node: Node, access: Access, mtime: Nanos) -> FileAttr {
+    /// A directory with this many directories in it.
+    fn dir(&self, node: Node, access: Access, mtime: Nanos, within: usize) -> FileAttr {
         let perm = match (access.secret, access.settable) {
             (false, false) => 0o555,
             (false, true) => 0o755,
             (true, false) => 0o500,
             (true, true) => 0o700,
         };
-        // find(1) counts on it: two, and one for each directory within.
-        let within = match node {
-            Node::Fixed(Fixed::Root) => 2 + self.shown.load().len(),
-            Node::Fixed(Fixed::By) => BY.len(),
-            Node::Fixed(Fixed::ByState) => self.settled.load().states.len(),
-            Node::Fixed(Fixed::ByOwner) => self.settled.load().owners.len(),
-            Node::File(slot, id) => self.vm(slot).map_or(0, |vm| {
-                vm.files()
-                    .iter()
-                    .filter(|file| file.is_dir() && file.parent == id)
-                    .count()
-            }),
-            _ => 0,
-        };
-        let nlink = 2 + within as u32;
         FileAttr {
             kind: FileType::Directory,
-            nlink,
+            // find(1) counts on it: two, and one for each directory within.
+            nlink: 2 + within as u32,
             ..self.plain(node, 0, perm, mtime)
         }
     }
@@ -215,6 +236,11 @@ impl Tree {
             flags: 0,
         }
     }
+}
+
+fn dirs_in(vm: &Vm, dir: FileId) -> usize {
+    let within = |file: &File| file.is_dir() && file.parent == dir;
+    vm.files().iter().filter(within).count()
 }
 
 /// What a mode is made of.

@@ -1,18 +1,39 @@
 //! What directories list.
 //!
 //! A listing is read in pieces and without an open file, so a position in it is a function of the
-//! entry before it: the position stays right whatever comes and goes meanwhile.
+//! entry before it: the position stays right whatever comes and goes meanwhile. Behind the last entry it is
+//! [`END`], where nothing ever is: what fits into one piece is of one version, since the kernel's
+//! next question, which is whether there is more, finds nothing that has come meanwhile.
 
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
 
 use uuid::Uuid;
 
-use super::{BY, CREATE, CTL, LAST_ERROR, LISTED, ROOT, Tree, alias_name, encode_uuid};
-use crate::cache::slots;
-use crate::fs::inode::{Counter, Fixed, Link, Node};
-use crate::vm::files::FileId;
-use crate::vm::name;
+use super::by::{self, BY};
+use super::{CREATE, CTL, LAST_ERROR, ROOT, Tree, encode_uuid};
+use crate::cache::slots::{self, SLOT_BITS};
+use crate::fs::inode::{Counter, Fixed, Node};
+use crate::vm::Vm;
+use crate::vm::files::{FILE_BITS, FileId};
+
+/// Positions in a listing below this belong to what is always there.
+pub const LISTED: u64 = 64;
+
+/// Behind all slots and all numbers of files.
+pub const END: u64 = 1 << 48;
+
+const _: () = assert!(SLOT_BITS < 48 && FILE_BITS < 48);
+
+/// Gives the last of some entries, each with its position, the position behind all.
+pub fn ended<T>(entries: impl Iterator<Item = (u64, T)>) -> impl Iterator<Item = (u64, T)> {
+    let mut entries = entries.peekable();
+    std::iter::from_fn(move || {
+        let (position, entry) = entries.next()?;
+        let is_last = entries.peek().is_none();
+        Some((if is_last { END } else { position }, entry))
+    })
+}
 
 impl Tree {
     /// Names the entries of a directory from a position on, until `add` says that it is full.
@@ -68,6 +89,9 @@ impl Tree {
             }
         }
         let from = position.saturating_sub(LISTED);
+        if from >= END {
+            return Some(());
+        }
         let _ = self.list_variable(dir, from, &mut |at, name, node| {
             add(LISTED + at + 1, name, node)
         });
@@ -81,80 +105,41 @@ impl Tree {
         from: u64,
         add: &mut impl FnMut(u64, &str, Node) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let settled = self.settled.load();
         match dir {
             Node::Fixed(Fixed::Root) => {
                 for (key, shown) in self.shown.load().range(slots::key(from)) {
                     let slot = slots::of_key(key);
-                    add(
-                        slot,
-                        encode_uuid(&shown.uuid, &mut Uuid::encode_buffer()),
-                        Node::vm(slot),
-                    )?;
+                    let mut buffer = Uuid::encode_buffer();
+                    add(slot, encode_uuid(&shown.uuid, &mut buffer), Node::vm(slot))?;
                 }
+                ControlFlow::Continue(())
             }
-            Node::Fixed(Fixed::ByAlias) => {
-                for (slot, vm) in settled.vms.range(from) {
-                    if let Some(name) = alias_name(&settled, vm) {
-                        add(slot, &name, Node::Link(Link::Alias, slot))?;
-                    }
-                }
-            }
-            Node::Fixed(Fixed::ByState) => {
-                for (slot, group) in settled.states.range(from) {
-                    if let Some(name) = name::encode(&group.name) {
-                        add(slot, &name, Node::State(slot))?;
-                    }
-                }
-            }
-            Node::Fixed(Fixed::ByOwner) => {
-                for (slot, group) in settled.owners.range(from) {
-                    if let Some(name) = name::encode(&group.name) {
-                        add(slot, &name, Node::Owner(slot))?;
-                    }
-                }
-            }
-            Node::State(group) | Node::Owner(group) => {
-                let (index, link) = match dir {
-                    Node::State(_) => (&settled.states, Link::State),
-                    _ => (&settled.owners, Link::Owner),
-                };
-                let Some(group) = index.at(group) else {
-                    return ControlFlow::Continue(());
-                };
-                for (key, uuid) in group.members.range(slots::key(from)) {
-                    let slot = slots::of_key(key);
-                    add(
-                        slot,
-                        encode_uuid(uuid, &mut Uuid::encode_buffer()),
-                        Node::Link(link, slot),
-                    )?;
-                }
-            }
-            Node::File(slot, dir) => {
-                let Some(vm) = self.vm(slot) else {
-                    return ControlFlow::Continue(());
-                };
-                let files = vm
-                    .files()
-                    .iter()
-                    .filter(|file| file.parent == dir && file.id != dir);
-                for file in files.filter(|file| u64::from(file.id.0) >= from) {
-                    add(
-                        u64::from(file.id.0),
-                        &file.name(vm.json()),
-                        Node::File(slot, file.id),
-                    )?;
-                }
-            }
-            Node::Fixed(_)
-            | Node::EventsAfter(_)
-            | Node::EventsOf(_)
-            | Node::Link(..)
-            | Node::Create(_)
-            | Node::Ctl(..)
-            | Node::LastError(_) => {}
+            Node::File(slot, dir) => match self.vm(slot) {
+                Some(vm) => list_files(&vm, slot, dir, from, add),
+                None => ControlFlow::Continue(()),
+            },
+            dir => by::list(&self.settled(), dir, from, add),
         }
-        ControlFlow::Continue(())
     }
+}
+
+/// The files of a directory within a VM, in the order of their numbers, from a position on.
+pub fn list_files(
+    vm: &Vm,
+    slot: u64,
+    dir: FileId,
+    from: u64,
+    add: &mut impl FnMut(u64, &str, Node) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    let files = vm
+        .files()
+        .iter()
+        .filter(|file| file.parent == dir && file.id != dir);
+    let files = files
+        .map(|file| (u64::from(file.id.0), file))
+        .filter(|(at, _)| *at >= from);
+    for (at, file) in ended(files) {
+        add(at, &file.name(vm.json()), Node::File(slot, file.id))?;
+    }
+    ControlFlow::Continue(())
 }

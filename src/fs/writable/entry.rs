@@ -13,11 +13,7 @@ use crate::fs::errno::Refused;
 use crate::fs::handle::Handle;
 use crate::fs::inode::Node;
 use crate::fs::messages::Message;
-use crate::fs::tree::Lasts;
 use crate::vm::name;
-
-/// How long the kernel keeps names and attributes: until it is told otherwise.
-const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// What the answer to a lookup says.
 pub struct Entered {
@@ -56,10 +52,7 @@ impl Writable {
             Some((attr, lasts)) => Ok(Entered {
                 attr,
                 generation: Generation(self.tree.generation(node)),
-                keep: match lasts {
-                    Lasts::UntilTold => FOR_EVER,
-                    Lasts::Once => Duration::ZERO,
-                },
+                keep: lasts.ttl(),
             }),
             None => {
                 self.held.forget(node.ino(), 1);
@@ -80,6 +73,7 @@ impl Writable {
     /// A node's attributes, and how long the kernel may keep them.
     pub fn attributes(&self, ino: INodeNo) -> Result<(FileAttr, Duration), Refused> {
         let node = self.node(ino)?;
+        let lasts = self.tree.lasts(node);
         match self.tree.attr(node) {
             // Who looks at one twice, as cp(1) does, is to see one file.
             Some(attr) => Ok((
@@ -87,7 +81,7 @@ impl Writable {
                     ino: node.listed().ino(),
                     ..attr
                 },
-                FOR_EVER,
+                lasts.ttl(),
             )),
             // One that is being created exists for who has it open.
             None => {
