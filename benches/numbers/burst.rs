@@ -20,10 +20,8 @@ fn vms(daemon: &Daemon<'_>) -> Result<Vms, Failure> {
 
 /// Measures and reports.
 pub fn run(report: &mut Report, size: Size, store: &Store<'_>) -> Result<(), Failure> {
-    let changes: u64 = match size {
-        Size::Full => 10_000,
-        Size::Quick => 1_000,
-    };
+    let (changes, _) = size.of((10_000, 0), (1_000, 0));
+    let changes = changes as u64;
     let daemon = store.mount()?;
     let events = Events::open(&daemon)?;
     let mut folded = vms(&daemon)?;
@@ -76,7 +74,7 @@ pub fn run(report: &mut Report, size: Size, store: &Store<'_>) -> Result<(), Fai
         .count();
 
     report.section(format!(
-        "a burst of {changes} changes to {} of {} VMs",
+        "A burst of {changes} changes to {} of {} VMs",
         zones.len(),
         store.vms
     ));
@@ -88,16 +86,20 @@ pub fn run(report: &mut Report, size: Size, store: &Store<'_>) -> Result<(), Fai
     report.line("lines on events", lines);
     let all = zones.len();
     report.holds(
-        "VMs whose last change is in vms.json",
+        "burst: VMs whose last change is in vms.json",
         right == all,
         format!("{right} of {all}"),
     );
-    report.holds("gaps in the stream", gaps == 0, gaps);
+    report.holds("burst: gaps in the stream", gaps == 0, gaps);
     let differ = shown
         .iter()
         .filter(|(uuid, vm)| folded.get(*uuid) != Some(vm))
         .count();
     let same = differ == 0 && shown.len() == folded.len();
-    report.holds("VMs in which the folded stream differs", same, differ);
+    report.holds(
+        "burst: VMs in which the folded stream differs",
+        same,
+        differ,
+    );
     Ok(())
 }

@@ -1,10 +1,10 @@
-//! What is measured: a store with a daemon on it, and libfuse3's `hello` beside it. Both end
-//! with the value that stands for them, also when a measurement fails.
+//! What is measured: stores with daemons on them. Each ends with the value that stands for it, also when a
+//! measurement fails.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,35 +13,44 @@ use nix::mount::{MntFlags, MsFlags};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
-use nix::unistd::Pid;
-use serde_json::Value;
+use nix::unistd::{Pid, SysconfVar, sysconf};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use vminfod::sample;
 
 use crate::Failure;
 
 /// How long a program may take to start or to end before the bench gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The folder of everything here: a tmpfs, so that no disk is measured.
-pub struct Scratch(TempDir);
+pub struct Scratch {
+    dir: TempDir,
+    /// Further options of the mounts of the stores in it.
+    options: Option<String>,
+}
 
 impl Scratch {
     /// Mounts it.
-    pub fn mount() -> Result<Scratch, Failure> {
+    pub fn mount(options: Option<String>) -> Result<Scratch, Failure> {
         let dir = tempfile::Builder::new()
             .prefix("vminfod-bench-")
             .tempdir()?;
         let (tmpfs, nothing) = (Some("tmpfs"), None::<&str>);
         nix::mount::mount(tmpfs, dir.path(), tmpfs, MsFlags::empty(), nothing)?;
-        Ok(Scratch(dir))
+        Ok(Scratch { dir, options })
+    }
+
+    /// A path in it.
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.dir.path().join(below)
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         // If that fails, removing the folder fails too, and leaves it to be seen.
-        let _ = nix::mount::umount2(self.0.path(), MntFlags::MNT_DETACH);
+        let _ = nix::mount::umount2(self.dir.path(), MntFlags::MNT_DETACH);
     }
 }
 
@@ -51,7 +60,7 @@ pub struct Store<'a> {
     dir: PathBuf,
     /// How many VMs it was written with.
     pub vms: usize,
-    _scratch: &'a Scratch,
+    scratch: &'a Scratch,
 }
 
 /// A VM, and the zone that it is read from.
@@ -59,6 +68,8 @@ pub struct Store<'a> {
 pub struct Zone {
     /// Its uuid.
     pub uuid: String,
+    /// The name of its zone.
+    pub name: String,
     /// Its `tags.json`.
     pub tags: PathBuf,
     /// Where a new version of that may wait: on the same filesystem, and watched by nobody.
@@ -68,15 +79,12 @@ pub struct Zone {
 impl<'a> Store<'a> {
     /// Writes a store of `vms` VMs.
     pub fn new(scratch: &'a Scratch, name: &str, vms: usize) -> Result<Store<'a>, Failure> {
-        let dir = scratch.0.path().join(name);
+        let dir = scratch.dir.path().join(name);
         sample::write(&dir.join("store"), &sample::Options { vms, seed: 1 })?;
-        fs::create_dir(dir.join("vms"))?;
-        fs::create_dir(dir.join("waiting"))?;
-        Ok(Store {
-            dir,
-            vms,
-            _scratch: scratch,
-        })
+        for name in ["vms", "ro", "waiting"] {
+            fs::create_dir(dir.join(name))?;
+        }
+        Ok(Store { dir, vms, scratch })
     }
 
     /// A path beside the store.
@@ -97,12 +105,19 @@ impl<'a> Store<'a> {
         name.ok_or_else(|| format!("no zone of brand {brand}").into())
     }
 
-    fn root(&self) -> PathBuf {
+    /// The zone store.
+    pub fn root(&self) -> PathBuf {
         self.beside("store")
     }
 
-    fn mountpoint(&self) -> PathBuf {
+    /// Where it is mounted.
+    pub fn mountpoint(&self) -> PathBuf {
         self.beside("vms")
+    }
+
+    /// Where it is mounted read-only.
+    pub fn read_only(&self) -> PathBuf {
+        self.beside("ro")
     }
 
     /// Starts a daemon and waits until it has mounted, which it does when its tree is complete.
@@ -113,21 +128,40 @@ impl<'a> Store<'a> {
 
     /// The same with these options.
     pub fn mount_with(&self, options: &str) -> Result<Daemon<'_>, Failure> {
-        let began = Instant::now();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vminfod"));
         // In the foreground it stays in this session, and so has the same share of the machine.
-        let child = Command::new(env!("CARGO_BIN_EXE_vminfod"))
+        command
             .args(["mount", "--foreground"])
-            .args(["-o", options, "--zones-root"])
+            .args(["-o", options]);
+        if let Some(options) = &self.scratch.options {
+            command.args(["-o", options]);
+        }
+        command
+            .args(["-o", &format!("ro_mount={}", self.read_only().display())])
+            .arg("--zones-root")
             .args([self.root(), self.mountpoint()])
-            .stdin(Stdio::null())
-            .spawn()?;
+            .stdin(Stdio::null());
+        self.start(command)
+    }
+
+    /// Starts a daemon by this command and waits until it has mounted.
+    pub fn start(&self, mut command: Command) -> Result<Daemon<'_>, Failure> {
+        let began = Instant::now();
         let mut daemon = Daemon {
             store: self,
-            child,
+            child: command.spawn()?,
             took: Duration::ZERO,
         };
         let outside = fs::metadata(&self.dir)?.dev();
-        while fs::metadata(self.mountpoint())?.dev() == outside {
+        let mounts = daemon.mounts();
+        let mounted = |(_, path): &(_, PathBuf)| -> Result<bool, Failure> {
+            Ok(fs::metadata(path)?.dev() != outside)
+        };
+        while !mounts
+            .iter()
+            .map(mounted)
+            .try_fold(true, |all, one| one.map(|one| all && one))?
+        {
             if daemon.child.try_wait()?.is_some() || began.elapsed() > PATIENCE {
                 return Err("vminfod did not mount; what it said stands above".into());
             }
@@ -138,7 +172,12 @@ impl<'a> Store<'a> {
     }
 }
 
-/// A daemon with its mount.
+/// The name of the mount in which VMs are changed.
+pub const WRITABLE: &str = "writable";
+/// The name of the other one.
+pub const READ_ONLY: &str = "read-only";
+
+/// A daemon with its mounts.
 pub struct Daemon<'a> {
     store: &'a Store<'a>,
     child: Child,
@@ -155,6 +194,57 @@ impl Daemon<'_> {
     /// A path in the mount.
     pub fn path(&self, below: &str) -> PathBuf {
         self.store.mountpoint().join(below)
+    }
+
+    /// Its standard input, once.
+    pub fn stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn ended(&mut self) -> Result<(), Failure> {
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// The mounts, by name.
+    pub fn mounts(&self) -> Vec<(&'static str, PathBuf)> {
+        vec![
+            (WRITABLE, self.store.mountpoint()),
+            (READ_ONLY, self.store.read_only()),
+        ]
+    }
+
+    /// Lets the operating system forget all names and attributes that it holds of mounts, and waits until the
+    /// daemon has heard so.
+    pub fn forgotten(&self) -> Result<(), Failure> {
+        fs::write("/proc/sys/vm/drop_caches", "2")?;
+        let held = || -> Result<Value, Failure> {
+            let status = self.status()?;
+            let mounts = ["mount", "readOnlyMount"].map(|mount| &status[mount]);
+            let held =
+                mounts.map(|mount| json!([mount["inodesHeld"], mount["messages"]["forget"]]));
+            Ok(json!(held))
+        };
+        let mut before = held()?;
+        loop {
+            thread::sleep(Duration::from_millis(20));
+            let now = held()?;
+            if now == before {
+                return Ok(());
+            }
+            before = now;
+        }
+    }
+
+    /// Seconds of a core that all its threads have used, those that have ended too.
+    pub fn cpu(&self) -> Result<f64, Failure> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The name of the program is in brackets, and may hold anything.
+        let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+        let ticks: u64 = fields.skip(11).take(2).flat_map(str::parse::<u64>).sum();
+        let second = sysconf(SysconfVar::CLK_TCK)?.ok_or("no CLK_TCK")?;
+        Ok(ticks as f64 / second as f64)
     }
 
     /// The status document. Reading it costs the kernel one OPEN, one READ and one RELEASE.
@@ -180,15 +270,15 @@ impl Daemon<'_> {
     pub fn zones(&self) -> Result<Vec<Zone>, Failure> {
         let zones = self.vms()?.into_iter().filter_map(|vm| {
             let uuid = vm["uuid"].as_str()?.to_owned();
-            let tags = self.store.root().join(format!(
-                "zones/{}/config/tags.json",
-                vm["zonename"].as_str()?
-            ));
+            let name = vm["zonename"].as_str()?.to_owned();
+            let tags = format!("zones/{name}/config/tags.json");
+            let tags = self.store.root().join(tags);
             let text = fs::read(&tags).ok()?;
             serde_json::from_slice::<Value>(&text).ok()?;
             let waiting = self.store.beside("waiting").join(&uuid);
             Some(Zone {
                 uuid,
+                name,
                 tags,
                 waiting,
             })
@@ -208,65 +298,12 @@ impl Daemon<'_> {
 impl Drop for Daemon<'_> {
     fn drop(&mut self) {
         end(&mut self.child, &self.store.mountpoint());
-    }
-}
-
-/// libfuse3's example, with direct I/O.
-pub struct Hello<'a> {
-    path: PathBuf,
-    child: Child,
-    _scratch: &'a Scratch,
-}
-
-impl<'a> Hello<'a> {
-    /// Mounts it.
-    pub fn mount(scratch: &'a Scratch, program: &Path) -> Result<Hello<'a>, Failure> {
-        let path = scratch.0.path().join("hello");
-        fs::create_dir(&path)?;
-        let mut command = Command::new(program);
-        // It warns of a number of threads that libfuse itself has chosen.
-        command
-            .arg("-f")
-            .arg(&path)
-            .stdin(Stdio::null())
-            .stderr(Stdio::null());
-        let child = command
-            .spawn()
-            .map_err(|error| format!("{}: {error}", program.display()))?;
-        let mut hello = Hello {
-            path,
-            child,
-            _scratch: scratch,
-        };
-        let deadline = Instant::now() + PATIENCE;
-        while fs::read(hello.path().join("hello")).is_err() {
-            if hello.child.try_wait()?.is_some() || Instant::now() > deadline {
-                return Err(format!("{}: did not mount", program.display()).into());
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        Ok(hello)
-    }
-
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Where it is mounted.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Hello<'_> {
-    fn drop(&mut self) {
-        end(&mut self.child, &self.path);
+        while nix::mount::umount2(&self.store.beside("ro"), MntFlags::MNT_DETACH).is_ok() {}
     }
 }
 
 /// Ends a daemon and its mount.
-fn end(child: &mut Child, mountpoint: &Path) {
+pub fn end(child: &mut Child, mountpoint: &Path) {
     let running = |child: &mut Child| matches!(child.try_wait(), Ok(None));
     if running(child) {
         // It may end by itself just now; whatever else fails here, the kill below ends it.

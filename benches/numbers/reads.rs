@@ -1,133 +1,107 @@
-//! What reading an attribute and asking for its size costs, beside other filesystems.
-//!
-//! One thread reads. All subjects take turns, round by round, so that whatever else the machine does
-//! meets all of them; a ratio is taken within each round.
+//! What reading an attribute and asking for its size costs, beside other filesystems: alone, with several readers,
+//! and while changes arrive.
 
 use std::ffi::CString;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::thread;
 use std::time::Instant;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use serde_json::Value;
 
-use crate::mounts::{Cores, Daemon, Hello, Scratch, Store};
-use crate::report::{Report, Sample, micros};
+use crate::changing::Changing;
+use crate::messages::Messages;
+use crate::mounts::{Cores, Daemon, READ_ONLY, Scratch, Store, WRITABLE};
+use crate::report::{Report, micros};
+use crate::rivals::Rival;
+use crate::turns::{self, Subject, Turns};
 use crate::{Failure, Size};
 
+const DIRECT: &str = "hello, direct_io";
+const CACHED: &str = "hello, kernel_cache";
+const PASSTHROUGH: &str = "passthrough_ll";
+const LXCFS: &str = "lxcfs";
+const TMPFS: &str = "tmpfs";
+const SYSFS: &str = "sysfs";
+const PROCFS: &str = "procfs";
+const RIVALS: [&str; 7] = [TMPFS, SYSFS, PROCFS, DIRECT, CACHED, PASSTHROUGH, LXCFS];
+
 /// A file, by its absolute path.
-struct Subject {
+#[derive(Clone, Debug)]
+pub struct Target {
     name: &'static str,
     path: CString,
 }
 
-impl Subject {
-    fn new(name: &'static str, path: impl AsRef<Path>) -> Result<Subject, Failure> {
+impl Target {
+    /// Of the filesystem with this name.
+    pub fn new(name: &'static str, path: impl AsRef<Path>) -> Result<Target, Failure> {
         let path = CString::new(path.as_ref().as_os_str().as_bytes())?;
-        Ok(Subject { name, path })
+        Ok(Target { name, path })
     }
 
-    /// Opens, reads and closes it `count` times; microseconds for each.
-    fn read(&self, count: usize) -> Result<f64, Failure> {
+    fn open(&self) -> Result<OwnedFd, Failure> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        Ok(nix::fcntl::open(
+            self.path.as_c_str(),
+            flags,
+            Mode::empty(),
+        )?)
+    }
+
+    /// Opens, reads and closes it so often; microseconds for each.
+    pub fn read(&self, count: usize) -> Result<f64, Failure> {
         let mut buffer = [0; 4096];
         let began = Instant::now();
         for _ in 0..count {
-            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-            let fd = nix::fcntl::open(self.path.as_c_str(), flags, Mode::empty())?;
-            if nix::unistd::read(&fd, &mut buffer)? == 0 {
+            if nix::unistd::read(&self.open()?, &mut buffer)? == 0 {
                 return Err(format!("{}: empty", self.name).into());
             }
         }
         Ok(micros(began.elapsed()) / count as f64)
     }
 
-    /// Asks for its attributes `count` times; microseconds for each.
-    fn stat(&self, count: usize) -> Result<f64, Failure> {
+    /// Asks for its attributes so often; microseconds for each.
+    pub fn stat(&self, count: usize) -> Result<f64, Failure> {
         let began = Instant::now();
         for _ in 0..count {
             nix::sys::stat::stat(self.path.as_c_str())?;
         }
         Ok(micros(began.elapsed()) / count as f64)
     }
+
+    /// Opens it, and reads it from its beginning so often; microseconds for each.
+    pub fn pread(&self, count: usize) -> Result<f64, Failure> {
+        let file = self.open()?;
+        let mut buffer = [0; 4096];
+        let began = Instant::now();
+        for _ in 0..count {
+            nix::sys::uio::pread(&file, &mut buffer, 0)?;
+        }
+        Ok(micros(began.elapsed()) / count as f64)
+    }
 }
 
-/// What one subject took in each round.
-struct Taken<'a> {
-    name: &'a str,
-    rounds: Vec<f64>,
-}
+type Act = fn(&Target, usize) -> Result<f64, Failure>;
 
-/// Lets the subjects take turns.
-fn rounds<'a>(
-    subjects: &'a [Subject],
-    rounds: usize,
-    act: impl Fn(&Subject) -> Result<f64, Failure>,
-) -> Result<Vec<Taken<'a>>, Failure> {
-    let mut taken: Vec<Taken<'_>> = subjects
+/// Lets targets take turns. `hello` with direct I/O and lxcfs are asked less often, as what costs messages is.
+fn turns(targets: &[Target], rounds: usize, count: usize, act: Act) -> Result<Turns, Failure> {
+    let subjects = targets
         .iter()
-        .map(|subject| Taken {
-            name: subject.name,
-            rounds: Vec::new(),
-        })
-        .collect();
-    for subject in subjects {
-        act(subject)?;
-    }
-    for _ in 0..rounds {
-        for (subject, taken) in subjects.iter().zip(&mut taken) {
-            taken.rounds.push(act(subject)?);
-        }
-    }
-    Ok(taken)
+        .map(|target| Subject::new(target.name, move || act(target, count)));
+    turns::take(rounds, subjects.collect())
 }
 
-/// The ratio of two subjects in each round.
-fn ratio(one: &Taken<'_>, other: &Taken<'_>) -> Sample {
-    Sample::new(
-        one.rounds
-            .iter()
-            .zip(&other.rounds)
-            .map(|(one, other)| one / other),
-    )
-}
-
-/// How many messages of each kind `act` has cost.
-fn messages(
-    daemon: &Daemon<'_>,
-    act: impl FnOnce() -> Result<(), Failure>,
-) -> Result<Vec<(String, i64)>, Failure> {
-    let counts = || -> Result<Vec<(String, i64)>, Failure> {
-        // A RELEASE is sent without waiting for it: the counts are taken once all have come. The
-        // handle of the document itself is still open then.
-        loop {
-            let status = daemon.status()?;
-            let Value::Object(counts) = &status["mount"]["messages"] else {
-                return Err(".status: no messages".into());
-            };
-            let count = |name: &str| counts.get(name).and_then(Value::as_i64);
-            if count("open") == count("release").map(|released| released + 1) {
-                let counts = counts
-                    .iter()
-                    .map(|(name, count)| (name.clone(), count.as_i64().unwrap_or(0)));
-                return Ok(counts.collect());
-            }
+/// Reports ours to each rival.
+fn show(report: &mut Report, work: &str, turns: &Turns) {
+    for ours in [WRITABLE, READ_ONLY] {
+        for rival in RIVALS {
+            turns.compare(report, work, ours, rival);
         }
-    };
-    counts()?;
-    let before = counts()?;
-    act()?;
-    let after = counts()?;
-    Ok(before
-        .into_iter()
-        .zip(after)
-        .map(|((name, before), (_, after))| {
-            // One more of each was the reading of the counts.
-            let own = matches!(name.as_str(), "open" | "read" | "release");
-            (name, after - before - i64::from(own))
-        })
-        .collect())
+    }
 }
 
 /// Measures and reports.
@@ -135,108 +109,200 @@ pub fn run(
     report: &mut Report,
     size: Size,
     scratch: &Scratch,
-    hello: &Path,
+    store: &Store<'_>,
+    programs: &Path,
 ) -> Result<(), Failure> {
-    let store = Store::new(scratch, "reads", 100)?;
     let daemon = store.mount()?;
-    let hello = Hello::mount(scratch, hello)?;
     // On the tmpfs that holds the mount point too, so that the paths are equally long.
     let memory = store.beside("mem");
     let zones = daemon.zones()?;
     let zone = zones.first().ok_or("the sample has no ordinary VM")?;
     fs::create_dir_all(memory.join(&zone.uuid))?;
     // A read makes the next stat ask the daemon: each has a file of its own.
-    let [state, brand] = ["state", "brand"].map(|file| format!("{}/{file}", zone.uuid));
-    for file in [&state, &brand] {
-        fs::write(memory.join(file), "running\n")?;
+    let [state, brand, name] =
+        ["state", "brand", "zonename"].map(|file| format!("{}/{file}", zone.uuid));
+    for file in [&state, &brand, &name] {
+        fs::copy(daemon.path(file), memory.join(file))?;
     }
-    let opened = [
-        Subject::new("vminfod", daemon.path(&state))?,
-        Subject::new("hello", hello.path().join("hello"))?,
-        Subject::new("tmpfs", memory.join(&state))?,
-        Subject::new("sysfs", "/sys/devices/system/cpu/online")?,
-    ];
-    let pids = [daemon.pid(), hello.pid()];
-    Cores::All.restrict(&pids)?;
-    opens(report, size, "on all cores", &opened)?;
-    Cores::One.restrict(&pids)?;
-    let ratio = opens(report, size, "all on one core", &opened)?;
-    // On all cores the ratio is, from one run to the next, anything between 0.6 and 1.6: it says
-    // which of the two was put on the reader's core more often, and not what they do there.
-    report.at_most(1.1, "", "vminfod / hello, median", ratio);
-    Cores::All.restrict(&pids)?;
-    let sent = messages(&daemon, || opened[0].read(1_000).map(drop))?;
-    let met = sent.iter().all(|(name, count)| match name.as_str() {
-        "open" | "read" | "release" => *count == 1_000,
-        _ => *count == 0,
-    });
-    report.holds("messages of 1000 open+read+close", met, listed(&sent));
+    let hello = Rival::hello(scratch, programs, "hello_direct")?;
+    let cached = Rival::hello(scratch, programs, "hello_cache")?;
+    let passthrough = Rival::passthrough(scratch, programs, &memory, &state)?;
+    let lxcfs = Rival::lxcfs(scratch)?;
+    let pids = [&hello, &cached, &passthrough, &lxcfs].map(Rival::pid);
+    let pids = [&[daemon.pid()], &pids[..]].concat();
+    let targets = |file: &str| -> Result<Vec<Target>, Failure> {
+        let mut targets = Vec::new();
+        for (name, path) in daemon.mounts() {
+            targets.push(Target::new(name, path.join(file))?);
+        }
+        targets.extend([
+            Target::new(TMPFS, memory.join(file))?,
+            Target::new(SYSFS, "/sys/devices/system/cpu/online")?,
+            Target::new(PROCFS, "/proc/uptime")?,
+            Target::new(DIRECT, hello.path("hello"))?,
+            Target::new(CACHED, cached.path("hello"))?,
+            Target::new(PASSTHROUGH, passthrough.path(file))?,
+            Target::new(LXCFS, lxcfs.path("proc/uptime"))?,
+        ]);
+        Ok(targets)
+    };
 
-    let asked = [
-        Subject::new("vminfod", daemon.path(&brand))?,
-        Subject::new("tmpfs", memory.join(&brand))?,
-    ];
-    stats(report, size, &asked)?;
-    let sent = messages(&daemon, || asked[0].stat(1_000).map(drop))?;
-    let met = sent.iter().all(|(_, count)| *count == 0);
-    report.holds("messages of 1000 stat", met, listed(&sent));
+    let work = "open+read+close";
+    let (rounds, count) = size.of((41, 300), (5, 50));
+    report.section(format!(
+        "Open, read and close an attribute: {rounds} rounds of {count}, µs"
+    ));
+    let opened = targets(&state)?;
+    Cores::All.restrict(&pids)?;
+    let all = turns(&opened, rounds, count, Target::read)?;
+    show(report, &format!("{work}, all cores"), &all);
+    Cores::One.restrict(&pids)?;
+    let one = turns(&opened, rounds, count, Target::read)?;
+    Cores::All.restrict(&pids)?;
+    show(report, &format!("{work}, one core"), &one);
+    report.at_most(
+        1.0,
+        " × sysfs",
+        "open+read+close, read-only mount",
+        all.median(READ_ONLY, SYSFS),
+    );
+    report.at_most(
+        1.7,
+        " × tmpfs",
+        "open+read+close, read-only mount",
+        all.median(READ_ONLY, TMPFS),
+    );
+    // On all cores the ratio says which of the two was put on the reader's core more often, and not what they do
+    // there.
+    report.at_most(
+        1.05,
+        " × hello with direct_io",
+        "open+read+close, writable mount, one core",
+        one.median(WRITABLE, DIRECT),
+    );
+    one.picture(report, work, WRITABLE, DIRECT);
+    one.picture(report, work, WRITABLE, PASSTHROUGH);
+    one.picture(report, work, WRITABLE, LXCFS);
+    for rival in [SYSFS, TMPFS, CACHED] {
+        all.picture(report, work, READ_ONLY, rival);
+    }
+    let sent = Messages::of(&daemon, || opened[0].read(1_000).map(drop))?;
+    report.holds(
+        "messages of 1000 open+read+close, writable mount",
+        sent.are(1_000, &["open", "read", "release"]),
+        sent,
+    );
+
+    let (rounds, count) = size.of((31, 5_000), (5, 500));
+    report.section(format!(
+        "Ask for attributes: {rounds} rounds of {count} stat, µs"
+    ));
+    let asked = targets(&brand)?;
+    let stat = turns(&asked, rounds, count, Target::stat)?;
+    show(report, "stat", &stat);
+    for ours in [WRITABLE, READ_ONLY] {
+        let what = format!("stat, {ours} mount");
+        report.at_most(1.1, " × tmpfs", &what, stat.median(ours, TMPFS));
+        stat.picture(report, "stat", ours, TMPFS);
+    }
+    let sent = Messages::of(&daemon, || asked[0].stat(1_000).map(drop))?;
+    report.holds(
+        "messages of 1000 stat, writable mount",
+        sent.are(0, &[]),
+        sent,
+    );
+
+    let (rounds, count) = size.of((31, 500), (5, 100));
+    report.section(format!(
+        "Read an open file again: {rounds} rounds of {count} pread, µs; one core"
+    ));
+    let held = targets(&name)?;
+    Cores::One.restrict(&pids)?;
+    let pread = turns(&held, rounds, count, Target::pread)?;
+    Cores::All.restrict(&pids)?;
+    show(report, "pread", &pread);
+    report.at_most(
+        1.1,
+        " × tmpfs",
+        "pread, read-only mount",
+        pread.median(READ_ONLY, TMPFS),
+    );
+    pread.picture(report, "pread", WRITABLE, DIRECT);
+    pread.picture(report, "pread", READ_ONLY, TMPFS);
+
+    at_once(report, size, &opened)?;
+    beside_changes(report, size, &daemon, &[opened, asked, held])
+}
+
+/// Several readers at once.
+fn at_once(report: &mut Report, size: Size, targets: &[Target]) -> Result<(), Failure> {
+    let (rounds, count) = size.of((9, 300), (5, 50));
+    report.section(format!(
+        "Readers at once, each opens, reads and closes: {rounds} rounds of {count} each, all cores, µs for one"
+    ));
+    for readers in [1, 2, 8] {
+        let subjects = targets.iter().map(|target| {
+            Subject::new(target.name, move || {
+                let began = Instant::now();
+                thread::scope(|scope| {
+                    let started: Vec<_> = (0..readers)
+                        .map(|_| {
+                            scope.spawn(|| target.read(count).map_err(|error| error.to_string()))
+                        })
+                        .collect();
+                    started
+                        .into_iter()
+                        .try_for_each(|reader| match reader.join() {
+                            Ok(read) => read.map(drop),
+                            Err(_) => Err("a reader panicked".to_owned()),
+                        })
+                })?;
+                Ok(micros(began.elapsed()) / (readers * count) as f64)
+            })
+        });
+        let taken = turns::take(rounds, subjects.collect())?;
+        for (ours, rival) in [
+            (WRITABLE, DIRECT),
+            (WRITABLE, PASSTHROUGH),
+            (WRITABLE, LXCFS),
+            (READ_ONLY, SYSFS),
+            (READ_ONLY, TMPFS),
+        ] {
+            taken.compare(report, &format!("{readers} readers"), ours, rival);
+        }
+    }
     Ok(())
 }
 
-/// Opens, reads and closes `vminfod`, `hello` and others; the ratio of the first two.
-fn opens(
+/// The same while 500 changes a second arrive.
+fn beside_changes(
     report: &mut Report,
     size: Size,
-    place: &str,
-    subjects: &[Subject],
-) -> Result<f64, Failure> {
-    let (turns, count) = match size {
-        Size::Full => (101, 400),
-        Size::Quick => (11, 100),
-    };
+    daemon: &Daemon<'_>,
+    targets: &[Vec<Target>; 3],
+) -> Result<(), Failure> {
+    let (rounds, count) = size.of((15, 300), (5, 50));
     report.section(format!(
-        "open+read+close of an attribute, {place}: {turns} rounds of {count}, µs"
+        "While 500 changes a second arrive: {rounds} rounds of {count}, all cores, µs"
     ));
-    let taken = rounds(subjects, turns, |subject| subject.read(count))?;
-    show(report, &taken);
-    let to_hello = ratio(&taken[0], &taken[1]);
-    report.line("vminfod / hello", to_hello.spread(2));
-    Ok(to_hello.median())
-}
-
-/// Asks for the attributes of `vminfod` and `tmpfs`.
-fn stats(report: &mut Report, size: Size, subjects: &[Subject]) -> Result<(), Failure> {
-    let (turns, count) = match size {
-        Size::Full => (51, 10_000),
-        Size::Quick => (11, 2_000),
-    };
-    report.section(format!(
-        "repeated stat of an attribute: {turns} rounds of {count}, µs"
-    ));
-    let taken = rounds(subjects, turns, |subject| subject.stat(count))?;
-    show(report, &taken);
-    let to_tmpfs = ratio(&taken[0], &taken[1]);
-    report.line("vminfod / tmpfs", to_tmpfs.spread(2));
-    report.at_most(1.2, "", "vminfod / tmpfs, median", to_tmpfs.median());
+    // The VM that is read changes too.
+    let changing = Changing::start(daemon.zones()?)?;
+    let works: [(&str, Act); 3] = [
+        ("open+read+close", Target::read),
+        ("stat", Target::stat),
+        ("pread", Target::pread),
+    ];
+    for ((work, act), targets) in works.into_iter().zip(targets) {
+        let taken = turns(targets, rounds, count, act)?;
+        for (ours, rival) in [
+            (WRITABLE, DIRECT),
+            (WRITABLE, TMPFS),
+            (READ_ONLY, SYSFS),
+            (READ_ONLY, TMPFS),
+        ] {
+            taken.compare(report, work, ours, rival);
+        }
+    }
+    report.line("changes a second", format!("{:.0}", changing.rate()));
     Ok(())
-}
-
-fn show(report: &Report, taken: &[Taken<'_>]) {
-    for one in taken {
-        let rounds = Sample::new(one.rounds.iter().copied());
-        report.line(one.name, rounds.spread(2));
-    }
-}
-
-/// The kinds of messages of which some came.
-fn listed(sent: &[(String, i64)]) -> String {
-    let some = sent.iter().filter(|(_, count)| *count != 0);
-    let some: Vec<String> = some
-        .map(|(name, count)| format!("{count} {name}"))
-        .collect();
-    if some.is_empty() {
-        "none".to_owned()
-    } else {
-        some.join(", ")
-    }
 }

@@ -1,6 +1,7 @@
-//! Samples, what is said of them, and the bars that they must stay below.
+//! Samples, what is said of them, and the bars that they must stay below. All that is printed is kept too, for
+//! the Markdown and the picture.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::time::Duration;
 
 /// Numbers that were measured in the same way, in order of size.
@@ -27,13 +28,31 @@ impl Sample {
         self.quantile(0.5)
     }
 
+    /// The smallest and the largest.
+    pub fn range(&self) -> (f64, f64) {
+        (self.0[0], self.0[self.0.len() - 1])
+    }
+
     /// The median, and between which numbers all lie: `1.02 (0.98 to 1.07)`.
-    pub fn spread(&self, decimals: usize) -> String {
-        let (low, high) = (self.0[0], self.0[self.0.len() - 1]);
-        format!(
-            "{:.decimals$} ({low:.decimals$} to {high:.decimals$})",
-            self.median()
-        )
+    pub fn spread(&self) -> String {
+        let (low, high) = self.range();
+        let (low, median, high) = (Short(low), Short(self.median()), Short(high));
+        format!("{median} ({low} to {high})")
+    }
+}
+
+/// A number with three digits that count.
+struct Short(f64);
+
+impl Display for Short {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let decimals = match self.0.abs() {
+            size if size >= 99.95 => 0,
+            size if size >= 9.995 => 1,
+            size if size >= 0.1 || size == 0.0 => 2,
+            _ => 4,
+        };
+        write!(formatter, "{:.decimals$}", self.0)
     }
 }
 
@@ -42,48 +61,155 @@ pub fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
+/// A time in milliseconds.
+pub fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// What became of a bar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Held,
+    NotHeld,
+}
+
+impl Display for Verdict {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Verdict::Held => "held",
+            Verdict::NotHeld => "NOT HELD",
+        })
+    }
+}
+
+/// Something that must hold.
+#[derive(Clone, Debug)]
+pub struct Bar {
+    pub what: String,
+    pub limit: String,
+    pub measured: String,
+    pub verdict: Verdict,
+}
+
+/// Two things that took turns.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    pub ours: String,
+    pub here: String,
+    pub rival: String,
+    pub there: String,
+    pub ratio: Sample,
+}
+
+/// What was measured together.
+#[derive(Clone, Debug, Default)]
+pub struct Section {
+    pub title: String,
+    pub comparisons: Vec<Comparison>,
+    pub lines: Vec<(String, String)>,
+}
+
 /// What is printed, and whether all bars held.
 #[derive(Debug, Default)]
 pub struct Report {
-    missed: Vec<String>,
+    pub sections: Vec<Section>,
+    pub bars: Vec<Bar>,
+    /// What the picture shows.
+    pub pictured: Vec<(String, Sample)>,
 }
 
 impl Report {
     /// Begins a section.
-    pub fn section(&self, title: impl Display) {
+    pub fn section(&mut self, title: impl Display) {
         println!("\n{title}");
+        self.sections.push(Section {
+            title: title.to_string(),
+            ..Section::default()
+        });
     }
 
     /// Prints one line of a section.
-    pub fn line(&self, what: impl Display, value: impl Display) {
-        println!("  {what:<44} {value}");
-    }
-
-    /// Prints a number that must not exceed a limit.
-    pub fn at_most(&mut self, limit: f64, unit: &str, what: &str, value: f64) {
-        let met = value <= limit;
-        self.judge(
-            what,
-            format!("{value:.2}{unit}, at most {limit}{unit}"),
-            met,
-        );
-    }
-
-    /// Prints something that must hold.
-    pub fn holds(&mut self, what: &str, met: bool, found: impl Display) {
-        self.judge(what, found.to_string(), met);
-    }
-
-    fn judge(&mut self, what: &str, found: String, met: bool) {
-        let verdict = if met { "ok" } else { "MISSED" };
-        self.line(what, format!("{found}: {verdict}"));
-        if !met {
-            self.missed.push(format!("{what}: {found}"));
+    pub fn line(&mut self, what: impl Display, value: impl Display) {
+        println!("  {what:<58} {value}");
+        if let Some(section) = self.sections.last_mut() {
+            section.lines.push((what.to_string(), value.to_string()));
         }
     }
 
+    /// Prints a comparison.
+    pub fn compare(&mut self, comparison: Comparison) {
+        println!(
+            "  {:<58} {:<28} / {:<28} = {}",
+            format!("{} / {}", comparison.ours, comparison.rival),
+            comparison.here,
+            comparison.there,
+            comparison.ratio.spread()
+        );
+        if let Some(section) = self.sections.last_mut() {
+            section.comparisons.push(comparison);
+        }
+    }
+
+    /// Shows a ratio in the picture.
+    pub fn picture(&mut self, what: impl Display, ratio: &Sample) {
+        self.pictured.push((what.to_string(), ratio.clone()));
+    }
+
+    /// Judges a number that must not exceed a limit; one that was not measured does not hold.
+    pub fn at_most(&mut self, limit: f64, unit: &str, what: &str, value: impl Into<Option<f64>>) {
+        let limited = format!("at most {limit}{unit}");
+        match value.into() {
+            Some(value) => self.judge(
+                what,
+                &limited,
+                format!("{}{unit}", Short(value)),
+                value <= limit,
+            ),
+            None => self.judge(what, &limited, "not measured", false),
+        }
+    }
+
+    /// Judges a number that must reach a limit.
+    pub fn at_least(&mut self, limit: f64, unit: &str, what: &str, value: f64) {
+        let limited = format!("at least {limit}{unit}");
+        self.judge(
+            what,
+            &limited,
+            format!("{}{unit}", Short(value)),
+            value >= limit,
+        );
+    }
+
+    /// Judges something that must hold.
+    pub fn holds(&mut self, what: &str, met: bool, found: impl Display) {
+        self.judge(what, "", found, met);
+    }
+
+    /// Judges something that was found, by what it was to be.
+    pub fn judge(&mut self, what: &str, limit: &str, found: impl Display, met: bool) {
+        let verdict = if met { Verdict::Held } else { Verdict::NotHeld };
+        self.bar(what, limit, found, verdict);
+    }
+
+    fn bar(&mut self, what: &str, limit: &str, found: impl Display, verdict: Verdict) {
+        let found = found.to_string();
+        let parts = [found.as_str(), limit]
+            .into_iter()
+            .filter(|part| !part.is_empty());
+        let parts: Vec<&str> = parts.collect();
+        println!("  {what:<58} {}: {verdict}", parts.join(", "));
+        self.bars.push(Bar {
+            what: what.to_owned(),
+            limit: limit.to_owned(),
+            measured: found,
+            verdict,
+        });
+    }
+
     /// What was missed.
-    pub fn missed(&self) -> &[String] {
-        &self.missed
+    pub fn missed(&self) -> impl Iterator<Item = &Bar> {
+        self.bars
+            .iter()
+            .filter(|bar| bar.verdict == Verdict::NotHeld)
     }
 }

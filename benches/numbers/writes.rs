@@ -11,16 +11,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::mounts::{Daemon, Store};
-use crate::report::{Report, Sample, micros};
+use crate::report::{Report, Sample, millis};
 use crate::{Failure, Size};
 
-/// Writes a value and waits for its confirmation; how long that took.
-fn write(path: &PathBuf, value: u64) -> Result<f64, Failure> {
+/// Writes a value and waits for its confirmation; milliseconds.
+pub fn write(path: &PathBuf, value: u64) -> Result<f64, Failure> {
     let mut file = OpenOptions::new().write(true).open(path)?;
     let text = value.to_string();
     let began = Instant::now();
     file.write_all(text.as_bytes())?;
-    Ok(micros(began.elapsed()))
+    Ok(millis(began.elapsed()))
 }
 
 /// Opens, reads and closes a file so often; how long one time takes.
@@ -31,15 +31,12 @@ fn read(path: &PathBuf, count: usize) -> Result<f64, Failure> {
         let file = File::open(path)?;
         black_box(file.read_at(&mut buffer, 0)?);
     }
-    Ok(micros(began.elapsed()) / count as f64)
+    Ok(millis(began.elapsed()) / count as f64)
 }
 
 /// Measures and reports, on a store of many VMs.
 pub fn run(report: &mut Report, size: Size, store: &Store<'_>) -> Result<(), Failure> {
-    let (rounds, count) = match size {
-        Size::Full => (7, 300),
-        Size::Quick => (5, 40),
-    };
+    let (rounds, count) = size.of((7, 300), (5, 40));
     let daemon = store.mount()?;
     let zones = daemon.zones()?;
     let file = |number: u64, name: &str| -> PathBuf {
@@ -49,7 +46,7 @@ pub fn run(report: &mut Report, size: Size, store: &Store<'_>) -> Result<(), Fai
     let mut value = 1000;
     for (name, what) in [("quota", "a quota"), ("cpu_shares", "an rctl in the XML")] {
         report.section(format!(
-            "write(2) of {what}, {} VMs, file providers: {rounds} rounds of {count}, µs",
+            "write(2) of {what} until it is confirmed, {} VMs, file providers: {rounds} rounds of {count}, ms",
             store.vms
         ));
         let (mut all, mut medians) = (Vec::new(), Vec::new());
@@ -63,14 +60,10 @@ pub fn run(report: &mut Report, size: Size, store: &Store<'_>) -> Result<(), Fai
             medians.push(Sample::new(taken).median());
         }
         let all = Sample::new(all);
-        report.line("medians of the rounds", Sample::new(medians).spread(0));
-        report.at_most(3.0, " ms", &format!("{what}, median"), all.median() / 1e3);
-        report.at_most(
-            10.0,
-            " ms",
-            &format!("{what}, p99"),
-            all.quantile(0.99) / 1e3,
-        );
+        report.line("medians of the rounds", Sample::new(medians).spread());
+        let what = format!("write of {what}");
+        report.at_most(3.0, " ms (median)", &what, all.median());
+        report.at_most(10.0, " ms (p99)", &what, all.quantile(0.99));
     }
     at_once(report, &daemon)?;
     beside(report, size, &file)
@@ -103,7 +96,7 @@ fn at_once(report: &mut Report, daemon: &Daemon<'_>) -> Result<(), Failure> {
     let confirmed = confirmed.into_inner();
     report.section(format!("{} writers on as many VMs at once", files.len()));
     report.holds(
-        "all confirmed",
+        "1,000 writers at once, all confirmed",
         confirmed == files.len() as u64,
         format!("{confirmed} in {:.2} s", took.as_secs_f64()),
     );
@@ -117,10 +110,7 @@ fn beside(
     file: &(dyn Fn(u64, &str) -> PathBuf + Sync),
 ) -> Result<(), Failure> {
     const PERIOD: Duration = Duration::from_millis(2);
-    let (rounds, count) = match size {
-        Size::Full => (7, 2000),
-        Size::Quick => (5, 500),
-    };
+    let (rounds, count) = size.of((7, 2000), (5, 500));
     let path = file(0, "alias");
     read(&path, 100)?;
     let (mut idle, mut busy, mut rates) = (Vec::new(), Vec::new(), Vec::new());
@@ -153,15 +143,15 @@ fn beside(
         busy.push(taken);
         rates.push(written.into_inner() as f64 / began.elapsed().as_secs_f64());
     }
-    report.section("open+read+close while 500 values a second are written, µs");
+    report.section("open+read+close while 500 values a second are written, ms");
     let (idle, busy) = (Sample::new(idle), Sample::new(busy));
-    report.line("nobody writes", idle.spread(1));
-    report.line("others write", busy.spread(1));
-    report.line("values a second", Sample::new(rates).spread(0));
+    report.line("nobody writes", idle.spread());
+    report.line("others write", busy.spread());
+    report.line("values a second", Sample::new(rates).spread());
     report.at_most(
         1.3,
         " × idle",
-        "reads beside writes",
+        "open+read+close while 500 values a second are written",
         busy.median() / idle.median(),
     );
     Ok(())
