@@ -21,7 +21,8 @@ missing_packages() {
 #
 # No package may start a service: there may be no service manager to start it, and a daemon of zfs-fuse
 # would outlive the tests that it was installed for. `--no-remove` protects a host with OpenZFS, whose
-# tools Debian would otherwise remove in favour of zfs-fuse.
+# tools Debian would otherwise remove in favour of zfs-fuse. A package is replaced by an earlier version only where
+# its name says so (`NAME/RELEASE`).
 install_packages() (
     if [ $# -eq 0 ]; then
         return 0
@@ -41,7 +42,8 @@ install_packages() (
     said=$(
         exec 2>&1 </dev/null
         apt-get -q -o DPkg::Lock::Timeout=300 update &&
-            apt-get -q -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends --no-remove "$@"
+            apt-get -q -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends --no-remove \
+            --allow-downgrades "$@"
     ) || die "apt-get failed: $said"
 )
 

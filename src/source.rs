@@ -16,6 +16,7 @@ use crate::vm::files::Rendered;
 use crate::vm::property::Part;
 use crate::vm::verb::Verb;
 
+pub mod libvirt;
 pub mod zones;
 
 /// What made us look at a VM, as `via` in events and in `user.vminfod.via`.

@@ -18,7 +18,9 @@ use vminfod::fs::mountpoint::{self, Busy};
 use vminfod::fs::{MountOptions, OpenTo, Places};
 use vminfod::mutation::Timeouts;
 use vminfod::sample;
+use vminfod::source::libvirt::{Libvirt, LibvirtOptions};
 use vminfod::source::zones::{Provider, Watcher, Zones, ZonesOptions};
+use vminfod::source::{Apply, Source};
 
 const EXAMPLES: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong usage.
@@ -27,6 +29,7 @@ Examples:
   vminfod mount /vms                                  the zones of this host
   vminfod sample /tmp/store --vms 100                 a store to play with
   vminfod mount --zones-root /tmp/store /tmp/vms
+  vminfod mount --source libvirt:qemu:///system /vms  the domains of this host's libvirt
   vminfod umount /tmp/vms";
 
 #[derive(Parser)]
@@ -72,7 +75,9 @@ Options of -o, separated by commas:
   runtime_exec=CMD       start and stop zones whose state is in files by `CMD VERB UUID`;
                          without it that is only recorded
   history=BYTES          how much of past events is kept; K, M, G [64M]
-  load_deadline=SECONDS  a zone that takes longer to read is marked stale [2]
+  load_deadline=SECONDS  a zone that takes longer to read is marked stale [2], or a domain [5]
+  libvirt_poll=SECONDS   ask libvirt for statistics this often [10]
+  libvirt_root=DIR       where etc/libvirt, run/libvirt and var/lib/libvirt of its host are found [/]
   confirm_timeout=SECONDS  how long a write waits until it is confirmed [60; 300 for start,
                          stop, reboot, create and delete]
   watch=auto|inotify     what watches the folders of zones; auto: fanotify if that is permitted
@@ -84,7 +89,7 @@ RUST_LOG chooses what is logged: RUST_LOG=vminfod=debug.";
 #[derive(Args)]
 #[command(after_help = OPTIONS)]
 struct MountArgs {
-    /// Where the VMs are found: zones
+    /// Where the VMs are found: zones, or libvirt:URI
     #[arg(long, default_value = "zones")]
     source: String,
     /// The root of the zone store
@@ -148,16 +153,23 @@ type Failure = Box<dyn std::error::Error>;
 /// What `mount` was asked for.
 struct Settings {
     zones: ZonesOptions,
+    /// Set where the VMs are those of a libvirt.
+    libvirt: Option<LibvirtOptions>,
     daemon: daemon::Options,
 }
 
 fn mount_settings(args: &MountArgs) -> Result<Settings, Usage> {
-    if args.source != "zones" {
+    let uri = args
+        .source
+        .strip_prefix("libvirt:")
+        .filter(|uri| !uri.is_empty());
+    if uri.is_none() && args.source != "zones" {
         let source = &args.source;
         return Err(Usage(format!(
-            "--source {source}: no such source in this version; there is: zones"
+            "--source {source}: no such source; there are zones and libvirt:URI, such as libvirt:qemu:///system"
         )));
     }
+    let mut libvirt = uri.map(LibvirtOptions::new);
     let mut zones = ZonesOptions::new("/");
     let mut mount = MountOptions {
         source: args.source.clone(),
@@ -174,6 +186,11 @@ fn mount_settings(args: &MountArgs) -> Result<Settings, Usage> {
         .filter(|one| !one.is_empty())
     {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        if let Some(libvirt) = &mut libvirt
+            && libvirt_option(libvirt, option, name, value)?
+        {
+            continue;
+        }
         match name {
             "zones_root" if !value.is_empty() => zones.root = PathBuf::from(value),
             "group" => mount.group = Some(group(value)?),
@@ -229,7 +246,28 @@ fn mount_settings(args: &MountArgs) -> Result<Settings, Usage> {
         history,
         timeouts,
     };
-    Ok(Settings { zones, daemon })
+    Ok(Settings {
+        zones,
+        libvirt,
+        daemon,
+    })
+}
+
+/// Takes an option of the libvirt source; whether it is one.
+fn libvirt_option(
+    libvirt: &mut LibvirtOptions,
+    option: &str,
+    name: &str,
+    value: &str,
+) -> Result<bool, Usage> {
+    match name {
+        "rescan" => libvirt.rescan = seconds(option, value)?,
+        "libvirt_poll" => libvirt.poll = seconds(option, value)?,
+        "libvirt_root" if !value.is_empty() => libvirt.root = PathBuf::from(value),
+        "load_deadline" => libvirt.deadline = seconds(option, value)?,
+        _ => return Ok(false),
+    }
+    Ok(true)
 }
 
 fn group(name: &str) -> Result<u32, Usage> {
@@ -350,8 +388,19 @@ fn run(args: &MountArgs, mut settings: Settings) -> Result<ExitCode, Failure> {
     {
         *program = std::path::absolute(&program)?;
     }
-    let source = Arc::new(Zones::new(settings.zones));
-    let apply = source.applier();
+    let (source, apply): (Arc<dyn Source>, Arc<dyn Apply>) = match settings.libvirt {
+        Some(mut options) => {
+            options.root = std::path::absolute(&options.root)?;
+            let source = Arc::new(Libvirt::new(options));
+            let apply = source.applier();
+            (source, apply)
+        }
+        None => {
+            let source = Arc::new(Zones::new(settings.zones));
+            let apply = source.applier();
+            (source, apply)
+        }
+    };
     daemon::run(source, apply, &settings.daemon, || {
         if args.tell_ready
             && let Err(error) = detach()

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::property::Part;
+use super::property::{self, Part};
 use super::{Object, name};
 
 mod renderer;
@@ -336,10 +336,7 @@ pub struct Rendered {
 impl Rendered {
     /// Renders an object; what can be set depends on its `brand`.
     pub fn new(object: &Object) -> Rendered {
-        let brand = object
-            .get("brand")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
+        let brand = property::brand(object).unwrap_or_default();
         renderer::render(object, brand)
     }
 

@@ -138,6 +138,21 @@ impl Part {
     }
 }
 
+/// The property that holds a libvirt domain's XML, and which only such VMs have.
+pub const DOMAIN_XML: &str = "domain.xml";
+
+/// What [`brand`] calls all domains of a libvirt.
+pub const LIBVIRT: &str = "libvirt";
+
+/// The brand that decides what can be set. The domains of a libvirt have brands as zones have them, `kvm` among
+/// them, but what can be set is that of libvirt.
+pub fn brand(vm: &Object) -> Option<&str> {
+    match vm.contains_key(DOMAIN_XML) {
+        true => Some(LIBVIRT),
+        false => vm.get("brand").and_then(Value::as_str),
+    }
+}
+
 /// A set of brands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Brands(u8);
@@ -157,8 +172,10 @@ impl Brands {
     pub const KVM: Brands = Brands(1 << 4);
     /// Hardware VMs under bhyve.
     pub const BHYVE: Brands = Brands(1 << 5);
-    /// Every brand.
+    /// Every brand of SmartOS.
     pub const ALL: Brands = Brands((1 << 6) - 1);
+    /// The domains of a libvirt, whatever hypervisor runs them.
+    pub const LIBVIRT: Brands = Brands(1 << 6);
     /// The brands that run a guest's own kernel.
     pub const HVM: Brands = Brands::KVM.with(Brands::BHYVE);
     /// The brands that run on the host's kernel.
@@ -181,6 +198,7 @@ impl Brands {
             "lx" => Brands::LX,
             "kvm" => Brands::KVM,
             "bhyve" => Brands::BHYVE,
+            LIBVIRT => Brands::LIBVIRT,
             _ => Brands::JOYENT,
         }
     }
@@ -188,7 +206,7 @@ impl Brands {
 
 /// Whether VMs of this brand run a kernel of their own.
 pub fn hvm(brand: &str) -> bool {
-    Brands::HVM.contains(brand)
+    Brands::HVM.contains(brand) || matches!(brand, "hvf" | "qemu" | "test" | "xen")
 }
 
 /// What `vmadm list` calls the brand in its TYPE column.
@@ -197,6 +215,10 @@ pub fn zone_type(brand: &str) -> &'static str {
         "lx" => "LX",
         "kvm" => "KVM",
         "bhyve" => "BHYV",
+        "lxc" => "LXC",
+        "qemu" => "QEMU",
+        "test" => "TEST",
+        "xen" => "XEN",
         _ => "OS",
     }
 }
@@ -342,6 +364,11 @@ mod tests {
     const BEYOND: &str = "disks.*.missing hvm snapshots.*.created_at snapshots.*.name
         snapshots.*.size zone_state zoneid";
 
+    /// The properties that only the domains of a libvirt have.
+    const LIBVIRT_ONLY: &str = "domain.xml exit_reason managed_save max_vcpus nova persistent state_reason
+        disks.*.boot_order disks.*.format disks.*.name disks.*.readonly disks.*.serial nics.*.boot_order
+        nics.*.bridge nics.*.device nics.*.link nics.*.network nics.*.type snapshots.*.state";
+
     fn all_names() -> Vec<String> {
         let mut names = Vec::new();
         for property in TABLE {
@@ -362,7 +389,7 @@ mod tests {
         let names = all_names();
         let set: HashSet<&str> = names.iter().map(String::as_str).collect();
         assert_eq!(set.len(), names.len());
-        let expected: HashSet<&str> = [KNOWN, BEYOND]
+        let expected: HashSet<&str> = [KNOWN, BEYOND, LIBVIRT_ONLY]
             .iter()
             .flat_map(|list| list.split_whitespace())
             .collect();
@@ -419,7 +446,12 @@ mod tests {
             .collect();
         assert_eq!(
             secrets,
-            ["vnc_password", "spice_password", "internal_metadata"]
+            [
+                "vnc_password",
+                "spice_password",
+                "internal_metadata",
+                DOMAIN_XML
+            ]
         );
         assert!(is_secret_entry("internal_metadata", "anything"));
         assert!(is_secret_entry("customer_metadata", "root_pw"));

@@ -7,8 +7,8 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::Object;
 use super::payload::{Invalid, InvalidKind};
+use super::{Object, property};
 
 /// A verb of `ctl`, as `vmadm` has them too.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,6 +207,10 @@ impl fmt::Display for Verb {
 /// The verbs that a VM would accept now and that would change something, one for each line of
 /// `ctl`. What is in capitals is to be filled in, what is in brackets may be left out.
 pub fn accepted(vm: &Object) -> Vec<String> {
+    if property::brand(vm) == Some(property::LIBVIRT) {
+        // Their source refuses all of them yet.
+        return Vec::new();
+    }
     let mut lines = Vec::new();
     if !is_running(vm) && Verb::Start.check(vm).is_ok() {
         lines.push("start");

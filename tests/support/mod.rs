@@ -21,6 +21,7 @@ use vminfod::sample;
 pub mod direct;
 pub mod fake;
 pub mod inside;
+pub mod libvirt;
 pub mod listing;
 pub mod map;
 

@@ -105,8 +105,8 @@ impl fmt::Display for Wanted {
 /// What a VM has to show once `target` is applied to `old`: everything in which they differ and
 /// that can be set. What is only read, such as `free_space`, is left out.
 pub fn wanted(old: &Object, target: &Object) -> Vec<Wanted> {
-    let brand = target.get("brand").or_else(|| old.get("brand"));
-    let brand = brand.and_then(Value::as_str).unwrap_or("joyent");
+    let brand = property::brand(target).or_else(|| property::brand(old));
+    let brand = brand.unwrap_or("joyent");
     let mut found = Vec::new();
     for row in property::TABLE.iter().filter(|row| row.settable(brand)) {
         let (before, after) = (old.get(row.name), target.get(row.name));

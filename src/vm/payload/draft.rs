@@ -36,7 +36,7 @@ pub(super) struct Draft {
 impl Draft {
     /// The target that is the VM as it is.
     pub(super) fn of(vm: &Object) -> Draft {
-        let brand = vm.get("brand").and_then(Value::as_str);
+        let brand = property::brand(vm);
         Draft {
             purpose: Purpose::Update,
             brand: brand.unwrap_or("joyent").to_owned(),

@@ -11,6 +11,7 @@
 //! object holds the text that stands in the XML, joined by commas.
 
 use super::Brands;
+use super::DOMAIN_XML;
 use super::Kind::{self, *};
 use super::Part::{self, *};
 use super::Property;
@@ -110,6 +111,7 @@ pub const TABLE: &[Property] = &[
     row("zlog_name",                    String, None,        Zone,   NONE,      NONE),
     row("app_svc_dependent",            Bool,   None,        Zone,   NONE,      NONE),
     row("vcpus",                        Number, None,        Zone,   HVM,       HVM),
+    row("max_vcpus",                    Number, None,        Zone,   NONE,      NONE),
     row("cpu_type",                     String, None,        Zone,   KVM,       KVM).optional(),
     row("vga",                          String, None,        Zone,   KVM,       KVM).optional(),
     row("boot",                         String, None,        Zone,   HVM,       HVM).optional(),
@@ -138,6 +140,8 @@ pub const TABLE: &[Property] = &[
     row("filesystems",    Objects(FILESYSTEMS), None,        Zone,   ZONES,     NOT_BHYVE),
     row("nics",                  Objects(NICS), None,        Zone,   ALL,       ALL),
     row("hvm",                          Bool,   None,        Zone,   NONE,      NONE),
+    row("persistent",                   Bool,   None,        Zone,   NONE,      NONE),
+    row("managed_save",                 Bool,   None,        Zone,   NONE,      NONE),
 
     // The running zone.
     row("uuid",                         String, None,        Runtime, ALL,      NONE),
@@ -150,6 +154,7 @@ pub const TABLE: &[Property] = &[
     // How it last ended.
     row("exit_status",                  Number, None,        LastExited, NONE,  NONE),
     row("exit_timestamp",               String, Timestamp,   LastExited, NONE,  NONE),
+    row("exit_reason",                  String, None,        Runtime, NONE,     NONE),
 
     // Its host.
     row("server_uuid",                  String, None,        Sysinfo, NONE,     NONE),
@@ -162,6 +167,7 @@ pub const TABLE: &[Property] = &[
     row("internal_metadata",            Map,    None,        Metadata, ALL,     ALL).secret(),
     row("routes",                       Map,    None,        Routes, ALL,       ALL),
     row("tags",                         Map,    None,        Tags,   ALL,       ALL),
+    row("nova",                         Map,    None,        Zone,   NONE,      NONE),
 
     // Its datasets.
     row("quota",                        Number, GiB,         Datasets, ALL,     ALL).optional(),
@@ -184,8 +190,12 @@ pub const TABLE: &[Property] = &[
     row("last_modified",                String, Timestamp,   Zone,   NONE,      NONE),
     row("zone_state",                   String, None,        Runtime, NONE,     NONE),
     row("state",                        String, None,        Runtime, NONE,     NONE),
+    row("state_reason",                 String, None,        Runtime, NONE,     NONE),
     row("transition_to",                String, None,        Zone,   NONE,      NONE),
     row("transition_expire",            Number, EpochMilliseconds, Zone, NONE,  NONE),
+
+    // A libvirt domain as libvirt has it.
+    row(DOMAIN_XML,                     String, None,        Zone,   NONE,      NONE).secret(),
 ];
 
 #[rustfmt::skip]
@@ -214,10 +224,17 @@ const NICS: &[Property] = &[
     row("allow_mac_spoofing",           Bool,   None,        Zone,   ALL,       ALL).optional(),
     row("allow_restricted_traffic",     Bool,   None,        Zone,   ALL,       ALL).optional(),
     row("allow_unfiltered_promisc",     Bool,   None,        Zone,   HVM,       HVM).optional(),
+    row("type",                         String, None,        Zone,   NONE,      NONE),
+    row("network",                      String, None,        Zone,   NONE,      NONE),
+    row("bridge",                       String, None,        Zone,   NONE,      NONE),
+    row("device",                       String, None,        Zone,   NONE,      NONE),
+    row("link",                         String, None,        Zone,   NONE,      NONE),
+    row("boot_order",                   Number, None,        Zone,   NONE,      NONE),
 ];
 
 #[rustfmt::skip]
 const DISKS: &[Property] = &[
+    row("name",                         String, None,        Zone,   NONE,      NONE),
     row("path",                         String, None,        Zone,   HVM,       NONE),
     row("boot",                         Bool,   None,        Zone,   HVM,       HVM).optional(),
     row("model",                        String, None,        Zone,   HVM,       HVM),
@@ -235,6 +252,10 @@ const DISKS: &[Property] = &[
     row("refreservation",               Number, MiB,         Datasets, HVM,     HVM),
     row("block_size",                   Number, Bytes,       Datasets, HVM,     NONE),
     row("missing",                      Bool,   None,        Datasets, NONE,    NONE),
+    row("format",                       String, None,        Zone,   NONE,      NONE),
+    row("boot_order",                   Number, None,        Zone,   NONE,      NONE),
+    row("readonly",                     Bool,   None,        Zone,   NONE,      NONE),
+    row("serial",                       String, None,        Zone,   NONE,      NONE),
 ];
 
 #[rustfmt::skip]
@@ -257,4 +278,5 @@ const SNAPSHOTS: &[Property] = &[
     row("name",                         String, None,        Datasets, NONE,    NONE),
     row("size",                         Number, MiB,         Datasets, NONE,    NONE),
     row("created_at",                   String, Timestamp,   Datasets, NONE,    NONE),
+    row("state",                        String, None,        Datasets, NONE,    NONE),
 ];

@@ -1,0 +1,593 @@
+//! The loop of the program: it owns the connection, decides what is read when, and says what was found.
+//!
+//! ```text
+//!   stdin ───────────────┐                   ┌─▶ load-N ─┐
+//!   domain events, close ┼──▶ engine ──jobs──┤           ├──▶ engine ──lines──▶ stdout
+//!   inotify, poll, timer ┘   (main thread)   └─▶ …       ┘
+//! ```
+//!
+//! - At most one thread reads a domain; what is announced meanwhile has it read again. So what is said of a
+//!   domain is in the order in which it was read.
+//! - Events are asked for before the first listing, so that nothing falls between the two.
+//! - Whatever comes of a connection carries its number, the *epoch*; what belongs to an earlier one is dropped.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::Write;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::error::{Error, ErrorNumber};
+use vminfod::source::libvirt::wire::{Line, Request};
+use vminfod::source::{Loaded, Via};
+
+use crate::link::{self, Heard, Listening, Stats};
+use crate::load::{Job, Loaders, Outcome, is};
+use crate::poll::{digest, hash, poll};
+use crate::watch::Watch;
+
+/// How soon a lost connection is tried again, and how much later after failures.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// What arrives at the engine.
+pub enum Message {
+    /// The daemon asks.
+    Request(Request),
+    /// The connection says something by itself.
+    Heard(u64, Heard),
+    /// A domain is being read from now on.
+    Started(u64, Uuid),
+    /// A domain was read.
+    Loaded(u64, Uuid, Outcome),
+    /// Statistics were polled.
+    Stats(u64, Result<Vec<(Uuid, Stats)>, Error>),
+    /// A file of the domain of this name changed.
+    File(String),
+    /// A folder that may be one to watch has come, with whatever is in it.
+    Folder,
+    /// Announcements were lost.
+    Lost,
+}
+
+/// What the engine goes by.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub uri: String,
+    pub rescan: Duration,
+    pub poll: Duration,
+    pub deadline: Duration,
+}
+
+/// A connection. Dropping it ends its poll and its events.
+struct Link {
+    connect: Connect,
+    listening: Listening,
+    /// The poll ends when this is dropped.
+    _polling: Sender<()>,
+}
+
+/// What is known of a domain.
+#[derive(Default)]
+struct Known {
+    name: String,
+    /// What was last said of it.
+    said: Option<u64>,
+    /// It does not answer, and that has been said.
+    silent: Option<String>,
+    /// It is waiting to be read or being read.
+    busy: bool,
+    /// Since when it is being read.
+    since: Option<Instant>,
+    /// What it is being read for.
+    purpose: Purpose,
+    /// It is to be read again, for this.
+    again: Option<Purpose>,
+    /// What its statistics were when it was read.
+    stats: Option<u64>,
+}
+
+/// What a domain is read for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Purpose {
+    /// Something announced a change.
+    event: bool,
+    /// For the listing in progress.
+    scan: bool,
+}
+
+const EVENT: Purpose = Purpose {
+    event: true,
+    scan: false,
+};
+const SCAN: Purpose = Purpose {
+    event: false,
+    scan: true,
+};
+
+/// The loop and all its state.
+pub struct Engine<W> {
+    options: Options,
+    out: W,
+    inbox: Sender<Message>,
+    loaders: Loaders,
+    watch: Option<Watch>,
+    link: Option<Link>,
+    epoch: u64,
+    known: HashMap<Uuid, Known>,
+    /// The domains of the listing in progress that have not been read.
+    scan: Option<HashSet<Uuid>>,
+    /// Another reason for a listing came while one was in progress.
+    scan_again: bool,
+    unplaced: BTreeMap<Uuid, (String, String)>,
+    /// When the next thing is due by itself.
+    next_scan: Instant,
+    retry: Instant,
+    pause: Duration,
+    unreachable: Option<String>,
+    /// When statistics last came.
+    polled: Instant,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl<W: Write> Engine<W> {
+    pub fn new(
+        options: Options,
+        out: W,
+        inbox: Sender<Message>,
+        loaders: Loaders,
+        watch: Option<Watch>,
+    ) -> Engine<W> {
+        let now = Instant::now();
+        Engine {
+            options,
+            out,
+            inbox,
+            loaders,
+            watch,
+            link: None,
+            epoch: 0,
+            known: HashMap::new(),
+            scan: None,
+            scan_again: false,
+            unplaced: BTreeMap::new(),
+            next_scan: now,
+            retry: now,
+            pause: RETRY.0,
+            unreachable: None,
+            polled: now,
+            counts: BTreeMap::new(),
+        }
+    }
+
+    /// Runs until the daemon cannot be told any more.
+    pub fn run(mut self, messages: &Receiver<Message>) -> std::io::Result<()> {
+        loop {
+            self.tick()?;
+            self.out.flush()?;
+            match messages.recv_timeout(self.rest()) {
+                Ok(message) => self.take(message)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            while let Ok(message) = messages.try_recv() {
+                self.take(message)?;
+            }
+        }
+    }
+
+    /// How long nothing is due.
+    fn rest(&self) -> Duration {
+        let now = Instant::now();
+        let Some(_) = &self.link else {
+            return self.retry.saturating_duration_since(now);
+        };
+        let hung = (self.known.values())
+            .filter(|known| known.silent.is_none())
+            .filter_map(|known| Some(known.since? + self.options.deadline))
+            .min();
+        let due = [Some(self.next_scan), Some(self.overdue()), hung];
+        let first = due.into_iter().flatten().min().unwrap_or(now);
+        first.saturating_duration_since(now)
+    }
+
+    /// When statistics should have come.
+    fn overdue(&self) -> Instant {
+        self.polled + self.options.poll + self.options.deadline
+    }
+
+    /// Does what is due by itself.
+    fn tick(&mut self) -> std::io::Result<()> {
+        let now = Instant::now();
+        if self.link.is_none() {
+            return match now >= self.retry {
+                true => self.connect(),
+                false => Ok(()),
+            };
+        }
+        if now >= self.next_scan {
+            self.list()?;
+        }
+        if now >= self.overdue() {
+            // A domain that hangs holds up the statistics of all: each is asked by itself.
+            self.polled = now;
+            self.count("polls_overdue");
+            self.want_all();
+        }
+        let deadline = self.options.deadline;
+        let hung: Vec<Uuid> = (self.known.iter())
+            .filter(|(_, known)| known.silent.is_none())
+            .filter(|(_, known)| known.since.is_some_and(|since| now >= since + deadline))
+            .map(|(uuid, _)| *uuid)
+            .collect();
+        for uuid in hung {
+            self.loaders.replace();
+            let name = self.known.get(&uuid).map_or("", |known| &known.name);
+            let reason = format!(
+                "domain {name}: libvirt has not answered for {}s",
+                deadline.as_secs_f64()
+            );
+            self.silent(uuid, reason)?;
+            self.listed(uuid)?;
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self) -> std::io::Result<()> {
+        let uri = Some(self.options.uri.as_str());
+        // Who may only look may look.
+        let connect =
+            Connect::open(uri).or_else(|error| match is(&error, ErrorNumber::AuthFailed) {
+                true => Connect::open_read_only(uri),
+                false => Err(error),
+            });
+        let connect = match connect {
+            Ok(connect) => connect,
+            Err(error) => return self.unreachable(error.message().to_owned()),
+        };
+        // A libvirt that hangs is a lost one after these; a driver within this process needs no such thing.
+        let _ = connect.set_keep_alive(3, 3);
+        self.epoch += 1;
+        let (epoch, inbox) = (self.epoch, self.inbox.clone());
+        let listening = link::listen(&connect, move |heard| {
+            // The engine ends only with the program.
+            let _ = inbox.send(Message::Heard(epoch, heard));
+        });
+        let (polling, stop) = mpsc::channel();
+        thread::Builder::new().name("poll".into()).spawn({
+            let (connect, inbox) = (connect.clone(), self.inbox.clone());
+            let pause = self.options.poll;
+            move || poll(&connect, epoch, pause, &inbox, &stop)
+        })?;
+        self.polled = Instant::now();
+        self.count("connections");
+        self.link = Some(Link {
+            connect,
+            listening,
+            _polling: polling,
+        });
+        self.pause = RETRY.0;
+        self.unreachable = None;
+        self.list()
+    }
+
+    /// Says that libvirt cannot be reached, and when to try again.
+    fn unreachable(&mut self, reason: String) -> std::io::Result<()> {
+        self.link = None;
+        self.retry = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(RETRY.1);
+        self.scan = None;
+        // Whatever comes back from its threads belongs to an epoch that is over.
+        self.epoch += 1;
+        let hung = self.known.values().filter(|known| known.since.is_some());
+        for _ in hung {
+            // They may wait for an answer that never comes.
+            self.loaders.replace();
+        }
+        for known in self.known.values_mut() {
+            *known = Known {
+                name: std::mem::take(&mut known.name),
+                ..Known::default()
+            };
+        }
+        if self.unreachable.as_ref() != Some(&reason) {
+            self.say(&Line::Unreachable(format!(
+                "{}: {reason}",
+                self.options.uri
+            )))?;
+            self.unreachable = Some(reason);
+            self.health()?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, message: Message) -> std::io::Result<()> {
+        let of = match &message {
+            Message::Heard(epoch, _)
+            | Message::Started(epoch, _)
+            | Message::Loaded(epoch, ..)
+            | Message::Stats(epoch, _) => *epoch,
+            _ => self.epoch,
+        };
+        if of != self.epoch {
+            return Ok(());
+        }
+        match message {
+            Message::Request(Request::Ping(number)) => {
+                self.health()?;
+                self.say(&Line::Pong(number))
+            }
+            Message::Request(Request::List) | Message::Lost => self.list(),
+            Message::Request(Request::Reload(uuid)) => {
+                self.want(uuid, EVENT);
+                Ok(())
+            }
+            Message::Heard(_, Heard::Closed) => {
+                self.unreachable("the connection to libvirt was lost".to_owned())
+            }
+            Message::Heard(_, Heard::Domain(uuid, event)) => {
+                self.count(link::NAMES[event]);
+                if let Some(watch) = &self.watch
+                    && !self.known.contains_key(&uuid)
+                {
+                    // libvirt makes its folders when there is the first to go into them.
+                    watch.refresh();
+                }
+                self.want(uuid, EVENT);
+                Ok(())
+            }
+            Message::Started(_, uuid) => {
+                if let Some(known) = self.known.get_mut(&uuid) {
+                    known.since = Some(Instant::now());
+                }
+                Ok(())
+            }
+            Message::Loaded(_, uuid, outcome) => self.loaded(uuid, outcome),
+            Message::Stats(_, Ok(all)) => {
+                self.compare(all);
+                Ok(())
+            }
+            Message::Stats(_, Err(error)) => self.check(&error),
+            Message::Folder => {
+                if let Some(watch) = &self.watch {
+                    watch.refresh();
+                }
+                self.want_all();
+                Ok(())
+            }
+            Message::File(name) => {
+                self.count("files");
+                let found = self.known.iter().find(|(_, known)| known.name == name);
+                match found.map(|(uuid, _)| *uuid) {
+                    Some(uuid) => self.want(uuid, EVENT),
+                    // Whatever it is, libvirt has announced it if it is a domain; if not, the listing has it.
+                    None => self.count("files_of_nobody"),
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Begins a listing.
+    fn list(&mut self) -> std::io::Result<()> {
+        let Some(link) = &self.link else {
+            return Ok(());
+        };
+        if self.scan.is_some() {
+            self.scan_again = true;
+            return Ok(());
+        }
+        self.next_scan = Instant::now() + self.options.rescan;
+        if let Some(watch) = &self.watch {
+            watch.refresh();
+        }
+        let domains = link.connect.list_all_domains(0).and_then(|domains| {
+            let named = domains
+                .iter()
+                .map(|domain| Ok((domain.uuid()?, domain.name()?)));
+            named.collect::<Result<HashMap<Uuid, String>, Error>>()
+        });
+        let domains = match domains {
+            Ok(domains) => domains,
+            Err(error) => return self.unreachable(error.message().to_owned()),
+        };
+        self.say(&Line::Begin)?;
+        self.count("listings");
+        self.known
+            .retain(|uuid, known| known.busy || domains.contains_key(uuid));
+        self.unplaced.retain(|uuid, _| domains.contains_key(uuid));
+        self.scan = Some(domains.keys().copied().collect());
+        for (uuid, name) in domains {
+            self.known.entry(uuid).or_default().name = name;
+            self.want(uuid, SCAN);
+        }
+        self.end_listing()
+    }
+
+    /// Notes that a domain of the listing in progress has been read, or given up.
+    fn listed(&mut self, uuid: Uuid) -> std::io::Result<()> {
+        if let Some(scan) = &mut self.scan
+            && scan.remove(&uuid)
+        {
+            return self.end_listing();
+        }
+        Ok(())
+    }
+
+    /// Ends the listing when all its domains have been read.
+    fn end_listing(&mut self) -> std::io::Result<()> {
+        if !self.scan.as_ref().is_some_and(HashSet::is_empty) {
+            return Ok(());
+        }
+        self.scan = None;
+        let silent = (self.known.iter())
+            .filter_map(|(uuid, known)| Some((*uuid, known.silent.clone()?)))
+            .collect();
+        let unplaced = self.unplaced.values().cloned().collect();
+        self.say(&Line::Listing { silent, unplaced })?;
+        self.health()?;
+        match std::mem::take(&mut self.scan_again) {
+            true => self.list(),
+            false => Ok(()),
+        }
+    }
+
+    /// Has a domain read, now or when it is free.
+    fn want(&mut self, uuid: Uuid, purpose: Purpose) {
+        let Some(link) = &self.link else {
+            return;
+        };
+        let known = self.known.entry(uuid).or_default();
+        if known.busy {
+            let again = known.again.unwrap_or_default();
+            known.again = Some(Purpose {
+                event: again.event || purpose.event,
+                scan: again.scan || purpose.scan,
+            });
+            return;
+        }
+        known.busy = true;
+        known.purpose = purpose;
+        self.loaders.give(Job {
+            epoch: self.epoch,
+            connect: link.connect.clone(),
+            uuid,
+        });
+    }
+
+    /// Has all domains read, as if each had announced a change.
+    fn want_all(&mut self) {
+        for uuid in self.known.keys().copied().collect::<Vec<_>>() {
+            self.want(uuid, EVENT);
+        }
+    }
+
+    fn loaded(&mut self, uuid: Uuid, outcome: Outcome) -> std::io::Result<()> {
+        let Some(known) = self.known.get_mut(&uuid) else {
+            return Ok(());
+        };
+        (known.busy, known.since) = (false, None);
+        let (purpose, again) = (std::mem::take(&mut known.purpose), known.again.take());
+        match outcome {
+            Outcome::Loaded(loaded, stats) => {
+                known.stats = Some(stats);
+                self.unplaced.remove(&uuid);
+                self.found(uuid, *loaded, purpose)?;
+            }
+            Outcome::Gone => {
+                self.unplaced.remove(&uuid);
+                self.known.remove(&uuid);
+                self.say(&Line::Gone(uuid))?;
+            }
+            Outcome::Unplaced(name, reason) => {
+                self.unplaced.insert(uuid, (name, reason.clone()));
+                self.silent(uuid, reason)?;
+            }
+            Outcome::Failed(reason) => {
+                if self
+                    .link
+                    .as_ref()
+                    .is_some_and(|link| !link.connect.is_alive().unwrap_or(false))
+                {
+                    return self.unreachable(reason);
+                }
+                self.silent(uuid, reason)?;
+            }
+        }
+        if purpose.scan || !self.known.contains_key(&uuid) {
+            self.listed(uuid)?;
+        }
+        if let Some(purpose) = again {
+            self.want(uuid, purpose);
+        }
+        Ok(())
+    }
+
+    /// Says what a domain is now, unless it is as it was last said.
+    fn found(&mut self, uuid: Uuid, mut loaded: Loaded, purpose: Purpose) -> std::io::Result<()> {
+        let Some(known) = self.known.get_mut(&uuid) else {
+            return Ok(());
+        };
+        let said = hash(&loaded.vm.json());
+        let same = known.said == Some(said) && known.silent.is_none();
+        known.name.clone_from(&loaded.zonename);
+        (known.said, known.silent) = (Some(said), None);
+        let observed = loaded.observed;
+        if purpose.scan && !purpose.event && !same {
+            loaded.via = Via::Scan;
+            return self.say(&Line::Listed(loaded));
+        }
+        if !same {
+            self.say(&Line::Vm(loaded))?;
+        }
+        match purpose.scan {
+            true => self.say(&Line::Same(uuid, observed)),
+            false => Ok(()),
+        }
+    }
+
+    fn silent(&mut self, uuid: Uuid, reason: String) -> std::io::Result<()> {
+        let Some(known) = self.known.get_mut(&uuid) else {
+            return Ok(());
+        };
+        if known.silent.as_ref() == Some(&reason) {
+            return Ok(());
+        }
+        known.silent = Some(reason.clone());
+        self.say(&Line::Silent(uuid, reason))
+    }
+
+    /// Has those domains read whose statistics are not what they were when they were read, and those that gave no answer.
+    fn compare(&mut self, all: Vec<(Uuid, Stats)>) {
+        self.polled = Instant::now();
+        self.count("polls");
+        for (uuid, stats) in all {
+            let stats = digest(&stats);
+            // What is being read for the first time is no news.
+            let is_news = self.known.get(&uuid).is_none_or(|known| {
+                known.silent.is_some() || known.stats.is_some_and(|before| before != stats)
+            });
+            if is_news {
+                self.want(uuid, EVENT);
+            }
+        }
+    }
+
+    /// Says that the connection is lost, if that is what an error means.
+    fn check(&mut self, error: &Error) -> std::io::Result<()> {
+        self.polled = Instant::now();
+        match &self.link {
+            Some(link) if !link.connect.is_alive().unwrap_or(false) => {
+                self.unreachable(error.message().to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    fn health(&mut self) -> std::io::Result<()> {
+        let link = self.link.as_ref();
+        let version = link.and_then(|link| link.connect.lib_version().ok());
+        let health = json!({
+            "uri": self.options.uri,
+            "connected": link.is_some(),
+            "libvirt": version.map(|it| {
+                format!("{}.{}.{}", it / 1_000_000, it / 1_000 % 1_000, it % 1_000)
+            }),
+            "domains": self.known.len(),
+            "events_unknown_to_libvirt": link.map(|link| &link.listening.refused),
+            "folders": self.watch.as_ref().map_or(Value::Null, Watch::status),
+            "announced": self.counts,
+        });
+        self.say(&Line::Health(health))
+    }
+
+    fn say(&mut self, line: &Line) -> std::io::Result<()> {
+        self.out.write_all(line.encode().as_bytes())
+    }
+}
