@@ -15,6 +15,7 @@
 //! look ([`crate::source::Source::reload`]), more than once if need be, so that a lost event costs
 //! time and nothing else.
 
+use std::fmt::{self, Display};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use uuid::Uuid;
 
 use crate::cache::Snapshot;
 use crate::vm::Object;
-use crate::vm::payload::Invalid;
+use crate::vm::payload::{self, Invalid};
 use crate::vm::verb::Verb;
 
 mod engine;
@@ -49,6 +50,49 @@ pub enum Wish {
     Document(Object),
     /// A verb was written to `ctl`.
     Verb(Verb),
+}
+
+impl Wish {
+    /// What a VM is to be by a wish that is no verb.
+    fn target(&self, vm: &Object) -> Result<Object, Invalid> {
+        match self {
+            Wish::File { path, text } => payload::of_file(vm, path, text),
+            Wish::Document(document) if document.contains_key("uuid") => {
+                payload::full(vm, document)
+            }
+            Wish::Document(document) => payload::update(vm, document),
+            Wish::Verb(_) => Ok(vm.clone()),
+        }
+    }
+
+    /// Whether it depends on no part of the VM but what its files hold.
+    fn is_of_files(&self) -> bool {
+        match self {
+            Wish::File { path, .. } => path.first().is_some_and(|name| payload::is_of_files(name)),
+            // A full object is compared with all of the VM, and so is a generation.
+            Wish::Document(document) => document.keys().all(|name| payload::is_of_files(name)),
+            Wish::Verb(_) => false,
+        }
+    }
+}
+
+/// For messages about it: without values, which may be secrets.
+impl Display for Wish {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Wish::File { path, .. } => formatter.write_str(&path.join("/")),
+            Wish::Document(document) => {
+                let names: Vec<&str> = document.keys().map(String::as_str).take(4).collect();
+                let more = if document.len() > names.len() {
+                    ", …"
+                } else {
+                    ""
+                };
+                write!(formatter, "vm.json ({}{more})", names.join(", "))
+            }
+            Wish::Verb(verb) => verb.fmt(formatter),
+        }
+    }
 }
 
 /// Whether the caller waits for the confirmation.

@@ -194,7 +194,7 @@ impl Inner {
             _ => self.timeouts.change,
         };
         let deadline = Instant::now() + timeout;
-        let what = describe(&wish);
+        let what = wish.to_string();
         let result = self
             .take_turn(uuid, &what, wait, deadline)
             .and_then(|turn| {
@@ -272,7 +272,7 @@ impl Inner {
         wait: Wait,
         deadline: Instant,
     ) -> Result<Option<Applied>, Failure> {
-        let extent = match is_of_files(&wish) {
+        let extent = match wish.is_of_files() {
             true => Extent::Files,
             false => Extent::Whole,
         };
@@ -311,7 +311,7 @@ impl Inner {
                 {
                     self.check_generation(uuid, &before, expected)?;
                 }
-                self.update(uuid, locked, before, |vm| target(vm, &wish))
+                self.update(uuid, locked, before, |vm| wish.target(vm))
             }
         }
     }
@@ -549,41 +549,6 @@ impl Drop for Applying<'_> {
     fn drop(&mut self) {
         *self.0.applying.lock() -= 1;
         self.0.applied.notify_all();
-    }
-}
-
-/// What a VM is to be by a wish that is no verb.
-fn target(vm: &Object, wish: &Wish) -> Result<Object, Invalid> {
-    match wish {
-        Wish::File { path, text } => payload::of_file(vm, path, text),
-        Wish::Document(document) if document.contains_key("uuid") => payload::full(vm, document),
-        Wish::Document(document) => payload::update(vm, document),
-        Wish::Verb(_) => Ok(vm.clone()),
-    }
-}
-
-/// Whether a wish depends on no part of the VM but what its files hold.
-fn is_of_files(wish: &Wish) -> bool {
-    match wish {
-        Wish::File { path, .. } => path.first().is_some_and(|name| payload::is_of_files(name)),
-        // A full object is compared with all of the VM, and so is a generation.
-        Wish::Document(document) => document.keys().all(|name| payload::is_of_files(name)),
-        Wish::Verb(_) => false,
-    }
-}
-
-/// What a wish is, for messages about it. Values may be secrets.
-fn describe(wish: &Wish) -> String {
-    match wish {
-        Wish::File { path, .. } => path.join("/"),
-        Wish::Document(document) => {
-            let names: Vec<&str> = document.keys().map(String::as_str).take(4).collect();
-            match document.len() > names.len() {
-                true => format!("vm.json ({}, …)", names.join(", ")),
-                false => format!("vm.json ({})", names.join(", ")),
-            }
-        }
-        Wish::Verb(verb) => verb.to_string(),
     }
 }
 
