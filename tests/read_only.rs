@@ -395,6 +395,10 @@ fn whoever_looks_while_a_change_is_settled_sees_the_old_one_and_keeps_nothing_of
     assert_eq!(names(&tree.read_only(".by/state/running")).len(), 2);
     let link = tree.read_only(format!(".by/alias/first~{}", uuid(2)));
     assert!(fs::symlink_metadata(link).is_err());
+    drop(held);
+    until("of what was looked at meanwhile nothing is kept", || {
+        (Counted::read_only(&tree).versions_kept == 0).then_some(())
+    });
 }
 
 #[test]

@@ -102,12 +102,25 @@ impl Caches {
         self.mount.held.is_held(ino).then_some(ino)
     }
 
-    /// Shows the newest snapshot: see [`Tree::settle`].
+    /// Shows the newest snapshot: see [`Tree::settle`]. Nobody looks up any more what was; a name under
+    /// which somebody has done so since it was taken back would keep its version for ever.
     pub fn settle(&self, difference: &Difference<'_>, newest: &Arc<Snapshot>) {
-        let mut numbers = self.mount.numbers.lock();
-        let settled = self.mount.tree.settled();
-        numbers.replace(difference, &settled, &self.mount.held);
-        self.mount.tree.settle(newest.clone());
+        let left = {
+            let mut numbers = self.mount.numbers.lock();
+            let settled = self.mount.tree.settled();
+            let left = numbers.replace(difference, &settled, &self.mount.held);
+            self.mount.tree.settle(newest.clone());
+            left
+        };
+        for (dir, name) in left.names {
+            if let Some(dir) = self.is_held(dir) {
+                self.kernel.drop_name(dir, &name);
+            }
+        }
+        if left.links {
+            self.kernel
+                .drop_indexes(difference.settled, difference.newest, &mut Vec::new());
+        }
     }
 
     /// Looks at the directories that changed. Files need no look: they never change.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use fuser::INodeNo;
 
+use super::VMS;
 use crate::cache::Snapshot;
 use crate::fs::held::Held;
 use crate::fs::inode::{Fixed, Link, Node};
@@ -37,6 +38,16 @@ pub enum Named {
     Now(Node),
     /// What was.
     Kept(Kept),
+}
+
+/// Under which names versions that were replaced may still be in the kernel: those that somebody looked
+/// up after their names had been taken back.
+#[derive(Debug, Default)]
+pub struct Left {
+    /// Directories, and names in them.
+    pub names: Vec<(Node, String)>,
+    /// Whether there are links to VMs that went.
+    pub links: bool,
 }
 
 /// The numbers of one mount.
@@ -121,14 +132,22 @@ impl Numbers {
         self.kept.len()
     }
 
-    /// What is held of the settled snapshot and is not in the newest becomes what was.
-    pub fn replace(&mut self, difference: &Difference<'_>, settled: &Arc<Snapshot>, held: &Held) {
+    /// What is held of the settled snapshot and is not in the newest becomes what was. Returns where that
+    /// may still have a name.
+    pub fn replace(
+        &mut self,
+        difference: &Difference<'_>,
+        settled: &Arc<Snapshot>,
+        held: &Held,
+    ) -> Left {
+        let mut left = Left::default();
         for Changed { slot, old, new } in &difference.changed {
             for file in old.files().iter() {
                 let same = new.has(&file, old)
                     && (file.is_dir() || new.mtime(file.id) == old.mtime(file.id));
-                if !same {
-                    self.retire_file(*slot, old, &file, held);
+                if !same && self.retire_file(*slot, old, &file, held) {
+                    let name = file.name(old.json()).into_owned();
+                    left.names.push((Node::File(*slot, file.parent), name));
                 }
             }
         }
@@ -136,34 +155,39 @@ impl Numbers {
             for file in old.files().iter() {
                 self.retire_file(*slot, old, &file, held);
             }
-            self.retire(Node::vm(*slot), Kept::Gone, held);
+            if self.retire(Node::vm(*slot), Kept::Gone, held) {
+                left.names.push((Node::ROOT, old.uuid.to_string()));
+            }
             for link in [Link::Alias, Link::State, Link::Owner] {
-                self.retire(Node::Link(link, *slot), Kept::Gone, held);
+                left.links |= self.retire(Node::Link(link, *slot), Kept::Gone, held);
             }
         }
-        if difference.has_events() {
-            self.retire(Node::Fixed(Fixed::Vms), Kept::Vms(settled.clone()), held);
+        let vms = Node::Fixed(Fixed::Vms);
+        if difference.has_events() && self.retire(vms, Kept::Vms(settled.clone()), held) {
+            let all = Node::Fixed(Fixed::All);
+            left.names.push((all, VMS.to_owned()));
         }
+        left
     }
 
-    fn retire_file(&mut self, slot: u64, old: &Arc<Vm>, file: &File, held: &Held) {
+    fn retire_file(&mut self, slot: u64, old: &Arc<Vm>, file: &File, held: &Held) -> bool {
         let kept = match file.is_dir() {
             true => Kept::Gone,
             false => Kept::File(old.clone(), file.id),
         };
-        self.retire(Node::File(slot, file.id), kept, held);
+        self.retire(Node::File(slot, file.id), kept, held)
     }
 
-    /// Leaves a node's number to what the node was, if the kernel holds that.
-    fn retire(&mut self, node: Node, kept: Kept, held: &Held) {
-        if let Some(ino) = self.known(node)
-            && held.is_held(ino)
-        {
+    /// Leaves a node's number to what the node was, if the kernel holds that. Says whether it does.
+    fn retire(&mut self, node: Node, kept: Kept, held: &Held) -> bool {
+        let held = self.known(node).filter(|ino| held.is_held(*ino));
+        if let Some(ino) = held {
             self.kept.insert(ino.0, kept);
         }
         if let Some(ino) = self.given.remove(&node) {
             self.nodes.remove(&ino.0);
         }
+        held.is_some()
     }
 
     fn unused(&mut self) -> INodeNo {
