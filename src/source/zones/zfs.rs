@@ -17,7 +17,7 @@
 //! are followed it is as old as the last full read.
 //!
 //! Who changes datasets reads them again by himself; what he read is put into the tables too
-//! ([`Watched::adopt`]), so that it is not read twice.
+//! (`Watched::adopt`), so that it is not read twice.
 //!
 //! Threads: "zfs" lists the pools; "zfs:POOL" reads one pool; "zpool-events" follows the events. All
 //! end when the [`Zfs`] is dropped.
