@@ -395,8 +395,35 @@ fn whoever_looks_while_a_change_is_settled_sees_the_old_one_and_keeps_nothing_of
     assert_eq!(names(&tree.read_only(".by/state/running")).len(), 2);
     let link = tree.read_only(format!(".by/alias/first~{}", uuid(2)));
     assert!(fs::symlink_metadata(link).is_err());
-    drop(held);
-    until("of what was looked at meanwhile nothing is kept", || {
+}
+
+/// The same race, of a name that nobody looks up again.
+#[test]
+fn a_version_that_was_looked_up_while_its_name_went_is_not_kept() {
+    let mut tree = Direct::new(1);
+    set(
+        &mut tree,
+        1,
+        "first",
+        json!({"role": "stays", "other": "goes"}),
+    );
+    let other = tree.read_only(format!("{}/tags/other", uuid(1)));
+    assert_eq!(text(&other), "goes\n");
+    let barriers = tree.mount().barriers().clone();
+    let switch = barriers.switch.write();
+    tree.writer
+        .publish(vec![put(uuid(1), "first", &json!({"role": "stays"}))]);
+    until("the name is taken back", || {
+        let asked = tree.messages_of(|| {
+            fs::metadata(&other).unwrap();
+            fs::metadata(&other).unwrap();
+        });
+        (asked.get("lookup").copied().unwrap_or_default() >= 2).then_some(())
+    });
+    drop(switch);
+    let newest = tree.cache().now().seq;
+    tree.until_settled(newest);
+    until("nothing of it is kept", || {
         (Counted::read_only(&tree).versions_kept == 0).then_some(())
     });
 }
