@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::vm::Object;
 use crate::vm::files::Rendered;
+use crate::vm::payload::{self, Created, Invalid};
 use crate::vm::property::Part;
 use crate::vm::verb::Verb;
 
@@ -163,11 +164,24 @@ pub trait Apply: Send + Sync {
         deadline: Instant,
     ) -> Result<Box<dyn Locked + '_>, Failed>;
 
+    /// Does something with a VM that cannot be read, if that needs no reading; `None` if it does.
+    fn unread(&self, uuid: Uuid, verb: &Verb, deadline: Instant) -> Option<Result<(), Failed>> {
+        (*verb == Verb::Delete).then(|| self.delete(uuid, deadline))
+    }
+
     /// Removes a VM that cannot be read: what is known to be its own without its configuration.
     ///
     /// # Errors
     /// When it does not exist, the lock is not free until the deadline, or the source fails.
     fn delete(&self, uuid: Uuid, deadline: Instant) -> Result<(), Failed>;
+
+    /// What VM a create payload asks for here: by default, what it asks for as a zone.
+    ///
+    /// # Errors
+    /// When a required property is missing or one is not acceptable.
+    fn created(&self, payload: &Object) -> Result<Created, Invalid> {
+        payload::create(payload)
+    }
 
     /// Makes a VM.
     ///
@@ -210,13 +224,22 @@ pub trait Locked {
     ///
     /// # Errors
     /// When the source refuses or fails; says what was applied before.
-    fn update(&mut self, target: &Object) -> Result<(), Failed>;
+    fn update(&mut self, target: &Object) -> Result<Accepted, Failed>;
 
     /// Does something with the whole VM, and then, unless it was deleted, reads it again.
     ///
     /// # Errors
     /// When the source refuses or fails.
-    fn run(&mut self, verb: &Verb) -> Result<(), Failed>;
+    fn run(&mut self, verb: &Verb) -> Result<Accepted, Failed>;
+}
+
+/// How far a change is that its source has accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// The source has it: what is read of it from now on says so.
+    Done,
+    /// Somebody was asked who may follow or not: a guest.
+    Asked,
 }
 
 /// Why a change could not be applied, or not wholly.
@@ -244,6 +267,8 @@ pub enum FailedKind {
     Invalid,
     /// The source refused or failed.
     Source,
+    /// The source has not answered in time; what was asked of it may still be done.
+    Unanswered,
 }
 
 /// A change that a killed process left between two steps.

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use files::{File, FileId, Files, Rendered};
 
 pub mod diff;
+pub mod drift;
 pub mod files;
 pub mod name;
 pub mod payload;
@@ -194,6 +195,14 @@ impl Vm {
         match self.file(file.parent) {
             Some(parent) => format!("{}/{name}", self.path(&parent)),
             None => name.into_owned(),
+        }
+    }
+
+    /// Whether it is a zone or a domain.
+    pub fn kind(&self) -> verb::Kind {
+        match self.lookup(FileId::DIR, property::DOMAIN_XML) {
+            Some(_) => verb::Kind::Domain,
+            None => verb::Kind::Zone,
         }
     }
 

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use vminfod::cache::{Cache, Change, Writer};
 use vminfod::mutation::{Changes, Done, Failure, Mutations, Outcome, Timeouts, Wait, Wish};
 use vminfod::source::{
-    Apply, Cut, Extent, Failed, FailedKind, Locked, Report, Source, SourceError,
+    Accepted, Apply, Cut, Extent, Failed, FailedKind, Locked, Report, Source, SourceError,
 };
 use vminfod::vm::Object;
 use vminfod::vm::files::Rendered;
@@ -260,7 +260,7 @@ impl Locked for Opened<'_> {
         Ok(())
     }
 
-    fn update(&mut self, target: &Object) -> Result<(), Failed> {
+    fn update(&mut self, target: &Object) -> Result<Accepted, Failed> {
         if let Some(failed) = self.host.fails.lock().take() {
             return Err(failed);
         }
@@ -269,10 +269,11 @@ impl Locked for Opened<'_> {
         if let Some(mut hook) = hook {
             hook(self.host);
         }
-        self.read()
+        self.read()?;
+        Ok(Accepted::Done)
     }
 
-    fn run(&mut self, verb: &Verb) -> Result<(), Failed> {
+    fn run(&mut self, verb: &Verb) -> Result<Accepted, Failed> {
         match verb {
             Verb::Delete => drop(self.host.vms.lock().remove(&self.uuid)),
             Verb::Stop { .. } => {
@@ -292,11 +293,10 @@ impl Locked for Opened<'_> {
             }
             _ => {}
         }
-        if *verb == Verb::Delete {
-            Ok(())
-        } else {
-            self.read()
+        if *verb != Verb::Delete {
+            self.read()?;
         }
+        Ok(Accepted::Done)
     }
 }
 

@@ -11,7 +11,7 @@ use vminfod::vm::payload::{
     Invalid, InvalidKind, can_create, create, full, of_file, revert, update, wanted,
 };
 use vminfod::vm::property;
-use vminfod::vm::verb::{Verb, accepted};
+use vminfod::vm::verb::{Kind, Verb, accepted};
 use vminfod::vm::{Object, name};
 
 /// The VMs of a store that has one of every odd kind.
@@ -1185,8 +1185,8 @@ fn verbs_are_read_in_all_their_forms() {
         ("snapshot a-1", Verb::Snapshot("a-1".into())),
         ("delete-snapshot a", Verb::DeleteSnapshot("a".into())),
     ] {
-        assert_eq!(Verb::parse(text).as_ref(), Ok(&verb), "{text}");
-        assert_eq!(Verb::parse(&verb.to_string()), Ok(verb));
+        assert_eq!(Verb::parse(Kind::Zone, text).as_ref(), Ok(&verb), "{text}");
+        assert_eq!(Verb::parse(Kind::Zone, &verb.to_string()), Ok(verb));
     }
     for text in [
         "",
@@ -1200,7 +1200,7 @@ fn verbs_are_read_in_all_their_forms() {
         "rollback a b",
     ] {
         assert_eq!(
-            Verb::parse(text).unwrap_err().kind,
+            Verb::parse(Kind::Zone, text).unwrap_err().kind,
             InvalidKind::Value,
             "{text}"
         );
@@ -1220,7 +1220,11 @@ fn every_accepted_verb_is_one_that_the_vm_can_do() {
                 snapshot
             };
             let text = line.replace("NAME", used).replace(" [SIGNAL]", "");
-            assert_eq!(Verb::parse(&text).unwrap().check(vm), Ok(()), "{line}");
+            assert_eq!(
+                Verb::parse(Kind::Zone, &text).unwrap().check(vm),
+                Ok(()),
+                "{line}"
+            );
         }
     }
     let mut vm = of_brand("joyent");
@@ -1330,7 +1334,7 @@ proptest! {
                 let _ = full(vm, &whole);
             }
         }
-        let _ = Verb::parse(&text);
+        let _ = Verb::parse(Kind::Zone, &text);
         let _ = of_file(vm, &path(&[row, &name, &text]), &text);
         let _ = of_file(vm, &path(&[row]), &text);
     }

@@ -164,13 +164,21 @@ impl Event {
 
 fn change_text(change: &Value) -> String {
     let word = |key| change.get(key).and_then(Value::as_str).unwrap_or(NOTHING);
-    format!(
-        "{} {} :: {} -> {}",
+    let what = format!(
+        "{} {}",
         printable(word("prettyPath")),
-        printable(word("action")),
-        json_or_undefined(change.get("oldValue")),
-        json_or_undefined(change.get("newValue")),
-    )
+        printable(word("action"))
+    );
+    let (old, new) = (change.get("oldValue"), change.get("newValue"));
+    match old.or(new) {
+        // A domain's XML is told to have changed, and not shown.
+        None => what,
+        Some(_) => format!(
+            "{what} :: {} -> {}",
+            json_or_undefined(old),
+            json_or_undefined(new)
+        ),
+    }
 }
 
 /// A value that is not there is told from one that is null.
@@ -270,6 +278,14 @@ mod tests {
         let line = |alias: &str| modify(alias, changes.clone()).print(Format::Short);
         assert!(line(&fits).contains(&format!(" {fits} modify")));
         assert!(line(&long).contains(&format!(" {}... modify", "ä".repeat(27))));
+    }
+
+    #[test]
+    fn a_change_that_is_told_without_its_values_is_its_name() {
+        let changes =
+            json!([{"prettyPath": "[domain.xml]", "path": ["domain.xml"], "action": "changed"}]);
+        let text = modify("web", changes).print(Format::Short);
+        assert!(text.ends_with("[domain.xml] changed\n"), "{text}");
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::cache::slots::{self, Slots};
 use crate::cache::trie::{Item, Trie};
 use crate::cache::{Cache, Snapshot};
 use crate::vm::files::FileId;
+use crate::vm::property::DOMAIN_XML;
 use crate::vm::{Nanos, Vm, nanos};
 
 mod attributes;
@@ -361,11 +362,14 @@ impl Tree {
             return Vec::new();
         };
         let part = vm.file(id).and_then(|file| file.part);
+        let is_domain = vm.rendered.lookup(FileId::DIR, DOMAIN_XML).is_some();
+        let source = match part {
+            None => "all",
+            Some(part) if is_domain => part.of_domain(),
+            Some(part) => part.as_str(),
+        };
         let mut xattrs = vec![
-            (
-                "user.vminfod.source",
-                part.map_or("all", |part| part.as_str()).to_owned(),
-            ),
+            ("user.vminfod.source", source.to_owned()),
             (
                 "user.vminfod.observed",
                 crate::cache::events::date(vm.observed()),

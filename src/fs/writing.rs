@@ -36,6 +36,7 @@ use super::wait::{self, Caller, Interrupts};
 use crate::mutation::{Changes, Failure, Outcome, Wait, Wish};
 use crate::vm::files::FileId;
 use crate::vm::payload;
+use crate::vm::verb;
 use crate::vm::{Vm, name, property};
 
 mod document;
@@ -114,7 +115,10 @@ impl Writes {
             Node::Create(_) => Ok(Writing::new(None, "create".to_owned(), What::Create)),
             Node::Ctl(slot, _) => {
                 let shown = self.tree.shown(slot).ok_or(Refused::NoEntry)?;
-                Ok(Writing::new(Some(shown.uuid), "ctl".to_owned(), What::Verb))
+                // A VM that has just gone will be told of when something is written.
+                let vm = self.tree.vm(slot);
+                let verb = What::Verb(vm.map_or(verb::Kind::Zone, |vm| vm.kind()));
+                Ok(Writing::new(Some(shown.uuid), "ctl".to_owned(), verb))
             }
             Node::File(slot, id) if id != FileId::DIR => {
                 let vm = self.tree.vm(slot).ok_or(Refused::NoEntry)?;

@@ -17,14 +17,16 @@ use super::turns::{NoTurn, Turn, Turns};
 use super::txns::{Txn, Txns};
 use super::{Changed, Changes, Created, Done, Failure, Outcome, Wait, Wish};
 use crate::cache::{Cache, Snapshot};
-use crate::source::{Apply, Extent, Failed, FailedKind, Locked, Source};
+use crate::source::{Accepted, Apply, Extent, Failed, FailedKind, Locked, Source};
 use crate::vm::files::Rendered;
 use crate::vm::payload::{self, Invalid, InvalidKind};
 use crate::vm::verb::Verb;
 use crate::vm::{self, Object};
 use confirm::overtaken;
+use revert::{Last, Reverted};
 
 mod confirm;
+mod revert;
 
 /// How long a change may take from its beginning to its confirmation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,19 +66,14 @@ struct Inner {
     applied: Condvar,
 }
 
-/// A confirmed change.
-#[derive(Debug)]
-enum Last {
-    Values { before: Object, after: Object },
-    Verb(Verb),
-}
-
 /// Counts a change as being applied, until this is dropped.
 struct Applying<'a>(&'a Inner);
 
 /// A change that was applied, and what it waits for.
 struct Applied {
     goal: Arc<Goal>,
+    /// Whether a guest has still to follow.
+    accepted: Accepted,
     /// Its number in events, if it did anything.
     _txn: Option<Txn>,
     /// When it had been applied.
@@ -140,7 +137,7 @@ impl Changes for Mutations {
     }
 
     fn create(&self, payload: Object, wait: Wait, done: Created) {
-        let created = match payload::create(&payload) {
+        let created = match self.0.apply.created(&payload) {
             Ok(created) => created,
             Err(invalid) => return done(None, Err(invalid.into())),
         };
@@ -246,6 +243,7 @@ impl Inner {
                 turn,
                 Applied {
                     goal,
+                    accepted: Accepted::Done,
                     _txn: Some(txn),
                     since: vm::now(),
                     last: None,
@@ -283,10 +281,8 @@ impl Inner {
         let locked = match self.apply.lock_for(uuid, extent, until, deadline) {
             Ok(locked) => locked,
             // Nobody could get rid of a broken VM otherwise.
-            Err(failed)
-                if failed.kind == FailedKind::Source && wish == Wish::Verb(Verb::Delete) =>
-            {
-                return self.delete_unread(uuid, deadline).map(Some);
+            Err(failed) if matches!(failed.kind, FailedKind::Source | FailedKind::Unanswered) => {
+                return self.run_unread(uuid, wish, failed, deadline).map(Some);
             }
             Err(failed) if failed.kind == FailedKind::Busy && wait == Wait::AtOnce => {
                 return Err(Failure::WouldBlock(failed.reason));
@@ -339,20 +335,22 @@ impl Inner {
         let txn = self.txns.enter(uuid, goal.clone());
         let written = locked.update(&made);
         match &written {
-            Ok(()) => self.source.reload_files(uuid),
+            Ok(_) => self.source.reload_files(uuid),
             // Some of it may have been written, and is to be seen.
             Err(_) => self.source.reload(uuid),
         }
-        written.map_err(|failed| failure(uuid, failed))?;
-        if !goal.is_met_by(Some(locked.vm())) {
+        let accepted = written.map_err(|failed| failure(uuid, failed))?;
+        if accepted == Accepted::Done && !goal.is_met_by(Some(locked.vm())) {
             return Err(overtaken(&goal, Some(locked.vm())));
         }
-        let last = Some(Last::Values {
-            before,
-            after: locked.vm().clone(),
-        });
+        let after = match accepted {
+            Accepted::Done => locked.vm().clone(),
+            Accepted::Asked => made,
+        };
+        let last = Some(Last::Values { before, after });
         Ok(Some(Applied {
             goal,
+            accepted,
             _txn: Some(txn),
             since: vm::now(),
             last,
@@ -367,7 +365,10 @@ impl Inner {
         verb: Verb,
     ) -> Result<Option<Applied>, Failure> {
         verb.check(&before)?;
-        let can_be_so = matches!(verb, Verb::Start | Verb::Stop { .. });
+        let can_be_so = matches!(
+            verb,
+            Verb::Start | Verb::Stop { .. } | Verb::Suspend | Verb::Resume
+        );
         if can_be_so && verb.confirmed(&before, Some(&before)) {
             drop(locked);
             return Ok(self.unless_shown(uuid, |shown| {
@@ -384,34 +385,50 @@ impl Inner {
         let txn = self.txns.enter(uuid, goal.clone());
         let since = vm::now();
         let ran = match is_sync {
-            true => Ok(()),
+            true => Ok(Accepted::Done),
             false => locked.run(&verb),
         };
         self.source.reload(uuid);
-        ran.map_err(|failed| failure(uuid, failed))?;
+        let accepted = ran.map_err(|failed| failure(uuid, failed))?;
         Ok(Some(Applied {
             goal,
+            accepted,
             _txn: Some(txn),
             since: if is_sync { since } else { vm::now() },
             last: last.filter(|_| !is_sync),
         }))
     }
 
-    fn delete_unread(&self, uuid: Uuid, deadline: Instant) -> Result<Applied, Failure> {
+    /// Does what can be done with a VM that could not be read, as `failed` says.
+    fn run_unread(
+        &self,
+        uuid: Uuid,
+        wish: Wish,
+        failed: Failed,
+        deadline: Instant,
+    ) -> Result<Applied, Failure> {
+        let Wish::Verb(verb) = wish else {
+            return Err(failure(uuid, failed));
+        };
+        // What it was when it was last read tells a domain from a zone.
+        let before = self.shown.vm(&uuid).map(|vm| vm.rendered.object());
         let goal = Arc::new(Goal::Verb {
-            verb: Verb::Delete,
-            before: Object::new(),
+            verb: verb.clone(),
+            before: before.unwrap_or_default(),
         });
         let txn = self.txns.enter(uuid, goal.clone());
-        let deleted = self.apply.delete(uuid, deadline);
+        let Some(ran) = self.apply.unread(uuid, &verb, deadline) else {
+            return Err(failure(uuid, failed));
+        };
         self.source.reload(uuid);
-        deleted.map_err(|failed| failure(uuid, failed))?;
-        info!(vm = %uuid, "deleted, though it could not be read");
+        ran.map_err(|failed| failure(uuid, failed))?;
+        info!(vm = %uuid, %verb, "done, though the VM could not be read");
         Ok(Applied {
             goal,
+            accepted: Accepted::Done,
             _txn: Some(txn),
             since: vm::now(),
-            last: Some(Last::Verb(Verb::Delete)),
+            last: Some(Last::Verb(verb)),
         })
     }
 
@@ -431,6 +448,7 @@ impl Inner {
             // It was somebody else's doing.
             _txn: None,
             goal: Arc::new(goal),
+            accepted: Accepted::Done,
             since: vm::now(),
             last: None,
         })
@@ -467,47 +485,6 @@ impl Inner {
         }
     }
 
-    fn revert(&self, uuid: Uuid, vm: &Object) -> Result<Reverted, Failure> {
-        let refused = |message: String| {
-            Failure::Refused(Invalid {
-                kind: InvalidKind::State,
-                message,
-            })
-        };
-        match self.last.lock().get(&uuid) {
-            None => Err(refused(
-                "revert: no change of this VM has been confirmed since the daemon started".into(),
-            )),
-            Some(Last::Values { before, after }) => {
-                Ok(Reverted::To(payload::revert(vm, before, after)?))
-            }
-            Some(Last::Verb(verb)) => match verb {
-                Verb::Start => Ok(Reverted::By(Verb::Stop {
-                    force: false,
-                    timeout: None,
-                })),
-                Verb::Stop { .. } => Ok(Reverted::By(Verb::Start)),
-                Verb::Snapshot(name) => Ok(Reverted::By(Verb::DeleteSnapshot(name.clone()))),
-                verb => Err(refused(format!(
-                    "revert: the last change was {verb}, which cannot be undone"
-                ))),
-            },
-        }
-    }
-
-    fn remember(&self, uuid: Uuid, last: Option<Last>) {
-        let mut all = self.last.lock();
-        let shown = self.cache.now();
-        if all.len() > 2 * shown.vms.len() + 64 {
-            all.retain(|uuid, _| shown.vm(uuid).is_some());
-        }
-        match last {
-            Some(Last::Verb(Verb::Delete)) => drop(all.remove(&uuid)),
-            Some(last) => drop(all.insert(uuid, last)),
-            None => {}
-        }
-    }
-
     fn take_turn(
         &self,
         uuid: Uuid,
@@ -539,12 +516,6 @@ impl Inner {
     }
 }
 
-/// How a change is undone.
-enum Reverted {
-    To(Object),
-    By(Verb),
-}
-
 impl Drop for Applying<'_> {
     fn drop(&mut self) {
         *self.0.applying.lock() -= 1;
@@ -571,6 +542,10 @@ fn failure(uuid: Uuid, failed: Failed) -> Failure {
         reason,
     } = failed;
     match kind {
+        // What is only refused or busy leaves everything as it was.
+        FailedKind::Busy | FailedKind::Exists | FailedKind::Invalid if !applied.is_empty() => {
+            Failure::Source { reason, applied }
+        }
         FailedKind::Gone => Failure::Gone(reason),
         FailedKind::Busy => Failure::Busy(reason),
         FailedKind::Exists => Failure::Exists(reason),
@@ -578,6 +553,7 @@ fn failure(uuid: Uuid, failed: Failed) -> Failure {
             kind: InvalidKind::Value,
             message: reason,
         }),
+        FailedKind::Unanswered => Failure::Unconfirmed(reason),
         FailedKind::Source => {
             debug!(vm = %uuid, reason, ?applied, "the source failed");
             Failure::Source { reason, applied }

@@ -78,7 +78,8 @@ impl Goal {
                 only_modified(old, new)
                     || (is_toward && differing(old, new).any(|name| concerns(verb, name)))
             }
-            (Goal::Verb { verb, .. }, ..) => *verb == Verb::Delete && new.is_none(),
+            (Goal::Verb { verb, before }, _, None) => verb.confirmed(before, None),
+            (Goal::Verb { .. }, None, Some(_)) => false,
         }
     }
 
@@ -129,7 +130,13 @@ fn concerns(verb: &Verb, name: &str) -> bool {
         // What a snapshot holds is anything.
         Verb::Rollback(_) => true,
         Verb::Sync | Verb::Revert => false,
-        Verb::Start | Verb::Stop { .. } | Verb::Reboot { .. } | Verb::Kill(_) | Verb::Delete => {
+        Verb::Start
+        | Verb::Stop { .. }
+        | Verb::Reboot { .. }
+        | Verb::Suspend
+        | Verb::Resume
+        | Verb::Kill(_)
+        | Verb::Delete => {
             matches!(part, Some(Part::Runtime | Part::LastExited)) || name == "autoboot"
         }
     }

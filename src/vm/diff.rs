@@ -4,11 +4,12 @@
 //!
 //! - Objects are compared member by member, whatever their order.
 //! - `nics` and `disks` are matched by `mac` and `path`, whatever their order. An element whose
-//!   key is missing, or held by another element too, is compared as a whole.
+//!   key is missing, or held by another element too, is compared as a whole. The disks of libvirt's
+//!   domains have a `name`, by which they are matched: a drive stays when its medium goes.
 //! - Any other list is compared as a set: elements are removed and added, never changed. If the
 //!   sets are equal and the lists are not (another order, a duplicate less), the list as a whole
 //!   has changed.
-//! - Any other pair of values that differ is one change.
+//! - Any other pair of values that differ is one change. That of a domain's XML is told without its values.
 //!
 //! Invariant: no change is reported exactly if the objects are equal but for the order of members,
 //! nics and disks. So whoever follows the changes never misses one. The cost is linear in the size
@@ -19,6 +20,7 @@ use std::collections::{HashMap, HashSet};
 use serde_json::{Value, json};
 
 use super::Object;
+use super::property::DOMAIN_XML;
 
 /// One difference between two objects.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,11 +31,11 @@ pub struct Change {
     pub path: Vec<Option<String>>,
     /// What happened there.
     pub action: Action,
-    /// The value before; `None` if there was none.
+    /// The value before; `None` if there was none, or it is a document.
     pub old_value: Option<Value>,
-    /// The value now; `None` if there is none.
+    /// The value now; `None` if there is none, or it is a document.
     pub new_value: Option<Value>,
-    /// Within a nic or disk: its `mac` or `path`.
+    /// Within a nic or disk: its `mac` or `path`, or the `name` of a domain's disk.
     pub ident: Option<String>,
 }
 
@@ -107,11 +109,12 @@ impl<'a> Place<'a> {
         place
     }
 
-    /// The member by which the elements of the list at this place are told apart.
-    fn key(&self) -> Option<&'static str> {
+    /// The members by which the elements of the list at this place are told apart: by the first that
+    /// an element has.
+    fn keys(&self) -> Option<&'static [&'static str]> {
         match self.path[..] {
-            [Some("nics")] => Some("mac"),
-            [Some("disks")] => Some("path"),
+            [Some("nics")] => Some(&["mac"]),
+            [Some("disks")] => Some(&["name", "path"]),
             _ => None,
         }
     }
@@ -129,6 +132,10 @@ impl<'a> Place<'a> {
     }
 
     fn change(&self, action: Action, old: Option<&Value>, new: Option<&Value>) -> Change {
+        // A domain's XML is a document of many kilobytes, in which most changes show beside the property that they
+        // are of; the event has the new one anyway.
+        let is_document = self.path == [Some(DOMAIN_XML)];
+        let [old, new] = [old, new].map(|value| value.filter(|_| !is_document));
         Change {
             pretty_path: pretty(&self.path),
             path: self
@@ -189,8 +196,8 @@ fn compare<'a>(place: &Place<'a>, old: &'a Value, new: &'a Value, changes: &mut 
         (Value::Object(before), Value::Object(now)) => {
             compare_objects(place, before, now, changes);
         }
-        (Value::Array(before), Value::Array(now)) => match place.key() {
-            Some(key) => compare_keyed(place, key, before, now, changes),
+        (Value::Array(before), Value::Array(now)) => match place.keys() {
+            Some(keys) => compare_keyed(place, keys, before, now, changes),
             None => {
                 let found = changes.len();
                 compare_sets(place, before, now, changes);
@@ -214,19 +221,19 @@ fn compare_sets(place: &Place, old: &[Value], new: &[Value], changes: &mut Vec<C
     changes.extend(added.map(|value| place.added(value)));
 }
 
-/// Compares two lists of objects that a member tells apart. What cannot be matched by it is
+/// Compares two lists of objects that one of these members tells apart. What cannot be matched by it is
 /// matched by being equal, one to one, so that of two equal elements the loss of one is seen.
 fn compare_keyed<'a>(
     place: &Place<'a>,
-    key: &str,
+    keys: &[&str],
     old: &'a [Value],
     new: &'a [Value],
     changes: &mut Vec<Change>,
 ) {
-    let before = by_key(key, old);
-    let now = by_key(key, new);
+    let before = by_key(keys, old);
+    let now = by_key(keys, new);
     let matched = |element: &'a Value| -> Option<(&'a str, &'a Object, &'a Object)> {
-        let ident = element.get(key)?.as_str()?;
+        let ident = key_in(keys, element.as_object()?)?;
         let before = before.get(ident).copied().flatten()?;
         let now = now.get(ident).copied().flatten()?;
         Some((ident, before, now))
@@ -260,12 +267,16 @@ fn compare_keyed<'a>(
     }
 }
 
+fn key_in<'a>(keys: &[&str], object: &'a Object) -> Option<&'a str> {
+    keys.iter().find_map(|key| object.get(*key)?.as_str())
+}
+
 /// The objects of a list by the text of their key; `None` where several have the same.
-fn by_key<'a>(key: &str, list: &'a [Value]) -> HashMap<&'a str, Option<&'a Object>> {
+fn by_key<'a>(keys: &[&str], list: &'a [Value]) -> HashMap<&'a str, Option<&'a Object>> {
     let mut found = HashMap::new();
     for element in list {
         if let Some(object) = element.as_object()
-            && let Some(ident) = object.get(key).and_then(Value::as_str)
+            && let Some(ident) = key_in(keys, object)
         {
             found
                 .entry(ident)
@@ -297,6 +308,15 @@ mod tests {
     }
 
     #[test]
+    fn the_xml_of_a_domain_is_told_to_have_changed_without_its_values() {
+        let changed =
+            json!([{"prettyPath": "[domain.xml]", "path": ["domain.xml"], "action": "changed"}]);
+        let xml = |text: &str| json!({"domain.xml": text});
+        assert_eq!(changes(xml("<a/>"), xml("<b/>")), changed);
+        assert_eq!(changes(xml("<a/>"), xml("<a/>")), json!([]));
+    }
+
+    #[test]
     fn the_changes_are_those_of_smartos_but_for_lists_that_it_takes_for_equal() {
         let vectors = include_str!("../../tests/data/diff-vectors.jsonl");
         let mut own = 0;
@@ -323,6 +343,27 @@ mod tests {
             );
         }
         assert_eq!((vectors.lines().count(), own), (31, 2));
+    }
+
+    #[test]
+    fn a_drive_that_gets_another_medium_is_the_same_drive() {
+        let drive = |path: Option<&str>| {
+            let mut drive = json!({"name": "sda", "media": "cdrom"});
+            if let Some(path) = path {
+                drive["path"] = json!(path);
+            }
+            json!({"disks": [drive, {"name": "sdb", "media": "cdrom"}]})
+        };
+        assert_eq!(
+            changes(drive(None), drive(Some("/a.iso"))),
+            json!([{"prettyPath": "disks.*.path", "path": ["disks", null, "path"], "action": "added",
+                "newValue": "/a.iso", "ident": "sda"}])
+        );
+        assert_eq!(
+            changes(drive(Some("/a.iso")), drive(Some("/b.iso"))),
+            json!([{"prettyPath": "disks.*.path", "path": ["disks", null, "path"], "action": "changed",
+                "oldValue": "/a.iso", "newValue": "/b.iso", "ident": "sda"}])
+        );
     }
 
     #[test]

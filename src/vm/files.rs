@@ -43,6 +43,9 @@ impl FileId {
 /// The name of the document in each VM's directory.
 pub const DOCUMENT: &str = "vm.json";
 
+/// The name of the file that says in what a VM's two configurations differ ([`drift`](super::drift)): an entry a line.
+pub const DRIFT_FILE: &str = ".drift";
+
 /// Where a file's name comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Name {
@@ -96,6 +99,8 @@ enum Body {
     Plain,
     /// An array of scalars, one a line.
     Lines,
+    /// The array of flat objects that is `.drift`, one a line.
+    Drift,
 }
 
 /// A file or directory of a VM.
@@ -130,6 +135,9 @@ impl File {
 
     /// Its name, given the VM's compact JSON.
     pub fn name<'a>(&self, json: &'a str) -> Cow<'a, str> {
+        if self.body == Body::Drift {
+            return Cow::Borrowed(DRIFT_FILE);
+        }
         // Names that cannot be encoded never become files, so the fallback is not reached.
         self.name.file_name(json).unwrap_or(Cow::Borrowed("?"))
     }
@@ -152,7 +160,7 @@ impl File {
             Body::Document => super::render::pretty(json, out),
             Body::Text | Body::Plain => out.extend_from_slice(value.as_bytes()),
             Body::Escaped => out.extend_from_slice(unescape(value).as_bytes()),
-            Body::Lines => {
+            Body::Lines | Body::Drift => {
                 let items: Vec<Value> = serde_json::from_str(value).unwrap_or_default();
                 for item in items {
                     out.extend_from_slice(scalar_text(&item).as_bytes());
@@ -177,7 +185,7 @@ impl File {
                 .get(at + 1..at + self.size as usize)
                 .unwrap_or_default(),
             Body::Escaped => escaped_string(json, at + 1),
-            Body::Lines => scalars(json, at),
+            Body::Lines | Body::Drift => scalars(json, at),
         }
     }
 
@@ -207,13 +215,14 @@ struct Packed {
 }
 
 const ID: u32 = (1 << FILE_BITS) - 1;
-const BODIES: [Body; 6] = [
+const BODIES: [Body; 7] = [
     Body::Dir,
     Body::Document,
     Body::Text,
     Body::Escaped,
     Body::Plain,
     Body::Lines,
+    Body::Drift,
 ];
 
 impl Packed {
@@ -300,7 +309,7 @@ fn escaped_string(json: &str, at: usize) -> &str {
     rest
 }
 
-/// The array of scalars that begins at a place.
+/// The array of scalars, or of flat objects, that begins at a place.
 fn scalars(json: &str, at: usize) -> &str {
     let mut end = at + 1;
     while let Some(step) = json[end..].find(['"', ']']) {
@@ -496,6 +505,26 @@ mod tests {
         let mut different = names(&vm, "snapshots");
         different.dedup();
         assert_eq!(different.len(), 6, "{different:?}");
+    }
+
+    #[test]
+    fn what_differs_between_two_configurations_is_a_file_of_lines() {
+        let entries = json!([
+            {"property": "ram", "live": 512, "config": 1024},
+            {"property": "tags/]\"", "live": "]}\n"},
+        ]);
+        let vm = rendered(json!({"tags": {".drift": "a", "drift": "b"}, "drift": entries}));
+        let file = vm.lookup(FileId::DIR, DRIFT_FILE).unwrap();
+        let mut text = Vec::new();
+        file.text(vm.json(), &mut text);
+        assert_eq!(file.size as usize, text.len());
+        let text = String::from_utf8(text).unwrap();
+        let lines: Vec<Value> = (text.lines())
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(Value::from(lines), entries);
+        assert_eq!(names(&vm, "tags"), ["%2Edrift", "drift"]);
+        assert_eq!(vm.lookup(FileId::DIR, "drift"), None);
     }
 
     fn value() -> impl Strategy<Value = Value> {

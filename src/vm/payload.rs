@@ -11,25 +11,34 @@
 //!
 //! It applies nothing and knows of no source. `create` needs the time and random numbers, nothing
 //! else does but a new nic without a mac.
+//!
+//! A running domain has two configurations, for which a document means two targets. What would be made
+//! up anew for each, such as a mac, is therefore put into the document before ([`prepared`]).
 
 use super::Object;
 
 mod addresses;
 mod create;
+mod create_domain;
 mod difference;
+mod domain;
 mod draft;
 mod elements;
 mod file;
 mod full;
 mod memory;
+mod prepared;
 mod update;
 mod value;
+mod views;
 
 pub use create::{Created, create};
-pub use difference::{Wanted, revert, wanted};
-pub use file::{can_create, of_file};
-pub use full::full;
-pub use update::{is_of_files, update};
+pub use create_domain::create_domain;
+pub use difference::Wanted;
+pub use file::can_create;
+pub use prepared::prepared;
+pub use update::is_of_files;
+pub use views::{full, of_file, revert, update, wanted};
 
 /// Why something is not accepted. Nothing has been applied. The text names the property.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

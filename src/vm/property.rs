@@ -123,6 +123,14 @@ impl Part {
         Part::Sysinfo,
     ];
 
+    /// The word used in extended attributes for a domain of a libvirt: its XML, or what libvirt says beside it.
+    pub fn of_domain(self) -> &'static str {
+        match self {
+            Part::Zone | Part::Metadata | Part::Tags | Part::Routes => "xml",
+            Part::Datasets | Part::Runtime | Part::LastExited | Part::Sysinfo => "libvirt",
+        }
+    }
+
     /// The word used in extended attributes and in `.status`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -365,7 +373,8 @@ mod tests {
         snapshots.*.size zone_state zoneid";
 
     /// The properties that only the domains of a libvirt have.
-    const LIBVIRT_ONLY: &str = "domain.xml exit_reason managed_save max_vcpus nova persistent state_reason
+    const LIBVIRT_ONLY: &str = "domain.xml drift drift.*.property drift.*.live drift.*.config exit_reason managed_save
+        max_vcpus nova persistent reboot_timestamp state_reason
         disks.*.boot_order disks.*.format disks.*.name disks.*.readonly disks.*.serial nics.*.boot_order
         nics.*.bridge nics.*.device nics.*.link nics.*.network nics.*.type snapshots.*.state";
 
@@ -450,6 +459,7 @@ mod tests {
                 "vnc_password",
                 "spice_password",
                 "internal_metadata",
+                "drift",
                 DOMAIN_XML
             ]
         );

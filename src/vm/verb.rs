@@ -1,7 +1,8 @@
 //! What can be done with a whole VM: the verbs of `ctl`.
 //!
 //! Owns their texts, when a VM can do one, and how one sees that it has been done. Doing them is a
-//! source's.
+//! source's. What is otherwise for the domains of a libvirt is in `verb/domain.rs`: they have words of
+//! their own, and their own states.
 
 use std::fmt;
 
@@ -9,6 +10,8 @@ use serde_json::Value;
 
 use super::payload::{Invalid, InvalidKind};
 use super::{Object, property};
+
+mod domain;
 
 /// A verb of `ctl`, as `vmadm` has them too.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +30,10 @@ pub enum Verb {
         /// Without asking the guest.
         force: bool,
     },
+    /// Halt the CPUs of a domain where they are.
+    Suspend,
+    /// Let a paused domain go on.
+    Resume,
     /// Send its init a signal, by its name without `SIG`: `TERM`.
     Kill(&'static str),
     /// Remove it with its datasets.
@@ -41,6 +48,25 @@ pub enum Verb {
     Rollback(String),
     /// Remove a snapshot.
     DeleteSnapshot(String),
+}
+
+/// Whose words are read: `destroy` deletes a zone and halts a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A zone of SmartOS.
+    Zone,
+    /// A domain of a libvirt.
+    Domain,
+}
+
+impl Kind {
+    /// What a VM is.
+    pub fn of(vm: &Object) -> Kind {
+        match property::brand(vm) {
+            Some(property::LIBVIRT) => Kind::Domain,
+            _ => Kind::Zone,
+        }
+    }
 }
 
 /// The signals by name, with their numbers where all systems have the same one.
@@ -80,16 +106,19 @@ const SIGNALS: [(&str, Option<&str>); 31] = [
 
 impl Verb {
     /// Reads a verb and its arguments. The names that `vmadm` has besides (`boot`, `halt`,
-    /// `destroy`) and its options are understood too.
+    /// `destroy`) and its options are understood too, and for domains those of `virsh`.
     ///
     /// # Errors
     /// When there is no such verb, or its arguments are not what it takes.
-    pub fn parse(text: &str) -> Result<Verb, Invalid> {
+    pub fn parse(kind: Kind, text: &str) -> Result<Verb, Invalid> {
         let mut words = text.split_whitespace();
         let Some(verb) = words.next() else {
             return Err(InvalidKind::Value.refuse("ctl", "no verb; read ctl for those there are"));
         };
         let arguments: Vec<&str> = words.collect();
+        if kind == Kind::Domain {
+            return domain::parse(text, verb, &arguments);
+        }
         let parsed = match (verb, arguments.as_slice()) {
             ("start" | "boot", []) => Some(Verb::Start),
             ("stop" | "halt", arguments) => stop(arguments),
@@ -105,10 +134,7 @@ impl Verb {
             ("delete-snapshot", [name]) => Some(Verb::DeleteSnapshot(snapshot(verb, name)?)),
             _ => None,
         };
-        parsed.ok_or_else(|| match usage(verb) {
-            Some(usage) => InvalidKind::Value.refuse(verb, format!("write {usage}: {text:?}")),
-            None => InvalidKind::Value.refuse(verb, "no such verb; read ctl for those there are"),
-        })
+        parsed.ok_or_else(|| not_read(text, verb, usage(verb)))
     }
 
     /// Whether a VM as it is now can do this. What is so already can be asked for: a running VM can
@@ -117,6 +143,9 @@ impl Verb {
     /// # Errors
     /// When it cannot, with the reason.
     pub fn check(&self, vm: &Object) -> Result<(), Invalid> {
+        if Kind::of(vm) == Kind::Domain {
+            return domain::check(self, vm);
+        }
         let refuse = |reason: String| Err(InvalidKind::State.refuse(self.word(), reason));
         let state = member(vm, "state");
         match self {
@@ -127,6 +156,7 @@ impl Verb {
             Verb::Stop { .. } | Verb::Reboot { .. } | Verb::Kill(_) => {
                 refuse(format!("the VM is {state}, and not running"))
             }
+            Verb::Suspend | Verb::Resume => refuse("only the domains of a libvirt can".to_owned()),
             Verb::Delete => match indestructible(vm) {
                 Some(property) => refuse(format!("{property} is set; remove it first")),
                 None => Ok(()),
@@ -149,6 +179,9 @@ impl Verb {
     /// Whether a VM that was as `before` shows now that this has been done; `None` is a VM that is
     /// gone. What leaves no trace counts as done while the VM is there.
     pub fn confirmed(&self, before: &Object, now: Option<&Object>) -> bool {
+        if Kind::of(before) == Kind::Domain {
+            return domain::confirmed(self, before, now);
+        }
         let Some(now) = now else {
             return *self == Verb::Delete;
         };
@@ -159,7 +192,7 @@ impl Verb {
                 let differs = |name| now.get(name) != before.get(name);
                 is_running(now) && (differs("zoneid") || differs("boot_timestamp"))
             }
-            Verb::Delete => false,
+            Verb::Delete | Verb::Suspend | Verb::Resume => false,
             Verb::Snapshot(name) => has_snapshot(now, name),
             Verb::DeleteSnapshot(name) => !has_snapshot(now, name),
             Verb::Kill(_) | Verb::Sync | Verb::Revert | Verb::Rollback(_) => true,
@@ -172,6 +205,8 @@ impl Verb {
             Verb::Start => "start",
             Verb::Stop { .. } => "stop",
             Verb::Reboot { .. } => "reboot",
+            Verb::Suspend => "suspend",
+            Verb::Resume => "resume",
             Verb::Kill(_) => "kill",
             Verb::Delete => "delete",
             Verb::Sync => "sync",
@@ -207,9 +242,8 @@ impl fmt::Display for Verb {
 /// The verbs that a VM would accept now and that would change something, one for each line of
 /// `ctl`. What is in capitals is to be filled in, what is in brackets may be left out.
 pub fn accepted(vm: &Object) -> Vec<String> {
-    if property::brand(vm) == Some(property::LIBVIRT) {
-        // Their source refuses all of them yet.
-        return Vec::new();
+    if Kind::of(vm) == Kind::Domain {
+        return domain::accepted(vm);
     }
     let mut lines = Vec::new();
     if !is_running(vm) && Verb::Start.check(vm).is_ok() {
@@ -288,6 +322,15 @@ fn snapshot(verb: &str, name: &str) -> Result<String, Invalid> {
             Err(InvalidKind::Value.refuse(verb, reason))
         }
     }
+}
+
+/// The refusal of a text that is no verb, or not with these arguments.
+fn not_read(text: &str, verb: &str, usage: Option<&str>) -> Invalid {
+    let reason = match usage {
+        Some(usage) => format!("write {usage}: {text:?}"),
+        None => "no such verb; read ctl for those there are".to_owned(),
+    };
+    InvalidKind::Value.refuse(verb, reason)
 }
 
 fn usage(verb: &str) -> Option<&'static str> {

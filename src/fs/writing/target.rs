@@ -10,10 +10,11 @@ use super::parked::Told;
 use crate::fs::errno::Refused;
 use crate::mutation::{Failure, Wait, Wish};
 use crate::vm::Object;
+use crate::vm::drift::{self, DRIFT};
 use crate::vm::files::scalar_text;
 use crate::vm::payload::InvalidKind;
 use crate::vm::property::{self, Kind};
-use crate::vm::verb::Verb;
+use crate::vm::verb::{self, Verb};
 
 /// The longest one-line value or verb, in bytes.
 const VALUE: usize = 64 << 10;
@@ -31,8 +32,8 @@ pub enum What {
     Value(Vec<String>),
     /// Text of many lines; the names of its file's path, decoded.
     Text(Vec<String>),
-    /// A verb.
-    Verb,
+    /// A verb for such a VM.
+    Verb(verb::Kind),
     /// A document about one VM.
     Document,
     /// A document about a new VM.
@@ -59,7 +60,7 @@ impl What {
     /// Whether close(2) has something to do.
     fn needs_flush(&self) -> bool {
         match self {
-            What::Value(_) | What::Verb => false,
+            What::Value(_) | What::Verb(_) => false,
             What::Text(_) | What::Document | What::Create => true,
         }
     }
@@ -67,7 +68,7 @@ impl What {
     /// The most that can be written.
     fn limit(&self) -> usize {
         match self {
-            What::Value(_) | What::Verb => VALUE,
+            What::Value(_) | What::Verb(_) => VALUE,
             What::Text(_) => TEXT,
             What::Document | What::Create => DOCUMENT,
         }
@@ -241,7 +242,7 @@ impl Writing {
             };
             return self.broken(state, refusal);
         }
-        if matches!(self.what, What::Value(_) | What::Verb) {
+        if matches!(self.what, What::Value(_) | What::Verb(_)) {
             let is_ended = data.ends_with(b"\n");
             // The newline alone, as of a program that writes byte by byte, is no empty value.
             if std::mem::replace(&mut state.is_unended, !is_ended) && data == b"\n" {
@@ -253,9 +254,9 @@ impl Writing {
                 let text = self.text(data);
                 Collected::Whole(text.and_then(|text| self.file(keys, text)))
             }
-            What::Verb => {
+            What::Verb(kind) => {
                 let verb = self.text(data).and_then(|text| {
-                    Verb::parse(text.trim()).map_err(|invalid| Failure::from(invalid).into())
+                    Verb::parse(*kind, text.trim()).map_err(|invalid| Failure::from(invalid).into())
                 });
                 let uuid = self.uuid.unwrap_or_default();
                 Collected::Whole(verb.map(|verb| Asked::Change(uuid, Wish::Verb(verb))))
@@ -396,6 +397,10 @@ pub fn secrets(wish: &Wish) -> Vec<String> {
         Wish::File { .. } | Wish::Verb(_) => {}
         Wish::Document(payload) => {
             for (name, value) in payload {
+                if name == DRIFT {
+                    gather_drift(value, &mut found);
+                    continue;
+                }
                 let property = name.strip_prefix("set_").unwrap_or(name);
                 gather(&mut vec![property.to_owned()], value, &mut found);
             }
@@ -427,6 +432,18 @@ fn gather(path: &mut Vec<String>, value: &Value, found: &mut Vec<String>) {
             found.push(scalar_text(scalar).into_owned());
         }
         _ => {}
+    }
+}
+
+/// What differs between two configurations is a secret where the property is one.
+fn gather_drift(entries: &Value, found: &mut Vec<String>) {
+    for entry in entries.as_array().into_iter().flatten() {
+        let Some(mut path) = drift::path(entry) else {
+            continue;
+        };
+        for value in ["live", "config"].map(|name| entry.get(name)) {
+            gather(&mut path, value.unwrap_or(&Value::Null), found);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::{Applied, Inner, gone};
 use crate::mutation::goal::Goal;
 use crate::mutation::turns::Turn;
 use crate::mutation::{Done, Failure, Outcome};
-use crate::source::FailedKind;
+use crate::source::{Accepted, FailedKind};
 use crate::vm::Object;
 
 /// How long a change that was applied keeps the others of its VM waiting for its confirmation.
@@ -38,7 +38,12 @@ impl Inner {
         turn: &mut Option<Turn>,
         deadline: Instant,
     ) -> Outcome {
-        let Applied { goal, since, .. } = applied;
+        let Applied {
+            goal,
+            accepted,
+            since,
+            ..
+        } = applied;
         let watch = self.shown.watch(uuid);
         let began = Instant::now();
         let mut looks = LOOK.into_iter();
@@ -79,21 +84,32 @@ impl Inner {
                 if !is_another {
                     next_look = looks.next();
                 }
-                self.look(uuid, goal)?;
+                self.look(uuid, goal, *accepted)?;
             }
             if now >= deadline {
                 let object = vm.map(|vm| vm.rendered.object());
-                return Err(self.unconfirmed(goal, object.as_ref()));
+                return Err(match accepted {
+                    Accepted::Done => self.unconfirmed(goal, object.as_ref()),
+                    Accepted::Asked => unfollowed(goal, object.as_ref()),
+                });
             }
         }
     }
 
     /// Looks at the source whether it still has what was applied, and asks it to report.
-    fn look(&self, uuid: Uuid, goal: &Goal) -> Result<(), Failure> {
+    fn look(&self, uuid: Uuid, goal: &Goal, accepted: Accepted) -> Result<(), Failure> {
         self.source.reload(uuid);
+        // Of a guest that was asked the source says nothing that the mount does not show.
+        if accepted == Accepted::Asked && self.shown.vm(&uuid).is_some() {
+            return Ok(());
+        }
         match self.apply.lock(uuid, Instant::now() + GLANCE) {
             // What a VM does takes its time; values are there or are not.
-            Ok(locked) if matches!(goal, Goal::Values(_)) && !goal.is_met_by(Some(locked.vm())) => {
+            Ok(locked)
+                if matches!(goal, Goal::Values(_))
+                    && accepted == Accepted::Done
+                    && !goal.is_met_by(Some(locked.vm())) =>
+            {
                 Err(overtaken(goal, Some(locked.vm())))
             }
             Err(failed) if failed.kind == FailedKind::Gone && !goal.is_met_by(None) => {
@@ -115,6 +131,14 @@ impl Inner {
             watchers.join(", ")
         ))
     }
+}
+
+/// A guest was asked, and nothing has come of it.
+fn unfollowed(goal: &Goal, vm: Option<&Object>) -> Failure {
+    let (missing, _) = goal.missing(vm);
+    Failure::Unconfirmed(format!(
+        "{missing}: asked; the guest has not followed. It may still do so"
+    ))
 }
 
 /// What was applied is no longer so at the source, which has this.

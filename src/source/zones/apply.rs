@@ -35,7 +35,7 @@ use super::load::Store;
 use super::providers::Choice;
 use super::zfs::{Watched, ZfsOptions};
 use super::zoneadm::ZoneadmOptions;
-use crate::source::{Apply, Cut, Extent, Failed, FailedKind, Locked};
+use crate::source::{Accepted, Apply, Cut, Extent, Failed, FailedKind, Locked};
 use crate::vm::Object;
 use crate::vm::property::Part;
 use crate::vm::verb::Verb;
@@ -188,24 +188,25 @@ impl Locked for Session<'_> {
         Session::read(self)
     }
 
-    fn update(&mut self, target: &Object) -> Result<(), Failed> {
+    fn update(&mut self, target: &Object) -> Result<Accepted, Failed> {
         let update::Updated { applied, datasets } = update::update(self, target)?;
         let read = match datasets {
             Some(table) => self.read_with(Datasets::Known(table)),
             None => Session::read(self),
         };
-        read.map_err(|error| Failed { applied, ..error })
+        read.map_err(|error| Failed { applied, ..error })?;
+        Ok(Accepted::Done)
     }
 
-    fn run(&mut self, verb: &Verb) -> Result<(), Failed> {
+    fn run(&mut self, verb: &Verb) -> Result<Accepted, Failed> {
         verbs::run(self, verb)?;
-        match verb {
-            Verb::Delete => Ok(()),
-            _ => Session::read(self).map_err(|error| Failed {
+        if *verb != Verb::Delete {
+            Session::read(self).map_err(|error| Failed {
                 applied: vec!["all of it".to_owned()],
                 ..error
-            }),
+            })?;
         }
+        Ok(Accepted::Done)
     }
 }
 

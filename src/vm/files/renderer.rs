@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{Body, File, FileId, Name, Packed, ROOT_HASH, Rendered, path_hash, scalar_text};
 use crate::vm::Object;
+use crate::vm::drift::DRIFT;
 use crate::vm::property::{self, Kind as PropertyKind, Part, Property};
 use crate::vm::{name, render};
 
@@ -146,6 +147,10 @@ impl Renderer {
             Value::Object(members) => {
                 let dir = self.add(root, name, Body::Dir, 0, traits);
                 self.map(dir, key, members, traits);
+            }
+            Value::Array(entries) if key == DRIFT => {
+                self.raw(value);
+                self.add(root, name, Body::Drift, lines(entries), traits);
             }
             Value::Array(elements) if is_list_of_objects(known, elements) => {
                 let dir = self.add(
@@ -301,9 +306,8 @@ impl Renderer {
             Value::Array(items)
                 if !items.iter().any(|item| item.is_object() || item.is_array()) =>
             {
-                let size = items.iter().map(|item| scalar_text(item).len() + 1).sum();
                 self.raw(value);
-                self.add(dir, name, Body::Lines, size, traits);
+                self.add(dir, name, Body::Lines, lines(items), traits);
             }
             other => {
                 let len = self.raw(other);
@@ -311,6 +315,11 @@ impl Renderer {
             }
         }
     }
+}
+
+/// How long these are, each on a line.
+fn lines(items: &[Value]) -> usize {
+    items.iter().map(|item| scalar_text(item).len() + 1).sum()
 }
 
 /// A size as files keep it. What sources let through is far smaller than 4 GiB, indented too; of

@@ -59,13 +59,7 @@ pub fn create(payload: &Object) -> Result<Created, Invalid> {
             }
             _ => {}
         }
-        if let Some((verb, collection)) = name.split_once('_')
-            && matches!(verb, "add" | "set" | "update" | "remove")
-            && property::property(collection).is_some()
-        {
-            let reason = format!("only for a VM that exists; give {collection}");
-            return Err(InvalidKind::Value.refuse(name, reason));
-        }
+        is_no_verb(name)?;
         let row = draft.row(name)?;
         match row.kind {
             Kind::Map | Kind::Objects(_) => later.push((row, given)),
@@ -108,16 +102,7 @@ fn names(draft: &mut Draft, payload: &Object) -> Result<Uuid, Invalid> {
     let refuse = |name: &str, wanted: &str, given: &Value| {
         Err(InvalidKind::Value.refuse(name, format!("{wanted}: {given}")))
     };
-    let uuid = match given("uuid") {
-        None => Uuid::new_v4(),
-        Some(given) => {
-            let uuid = given.as_str().filter(|text| is_uuid(text));
-            match uuid.and_then(|text| Uuid::try_parse(text).ok()) {
-                Some(uuid) if !uuid.is_nil() => uuid,
-                _ => return refuse("uuid", "not a uuid", given),
-            }
-        }
-    };
+    let uuid = new_uuid(payload)?;
     let zonename = match given("zonename") {
         None => uuid.to_string(),
         Some(given) => match given.as_str().filter(|name| is_zonename(name)) {
@@ -146,6 +131,19 @@ fn names(draft: &mut Draft, payload: &Object) -> Result<Uuid, Invalid> {
     Ok(uuid)
 }
 
+/// The uuid of a new VM: the one that was given, else one that nobody has.
+pub(super) fn new_uuid(payload: &Object) -> Result<Uuid, Invalid> {
+    let given = payload.get("uuid");
+    let Some(given) = given.filter(|given| !given.is_null() && **given != "") else {
+        return Ok(Uuid::new_v4());
+    };
+    let uuid = given.as_str().filter(|text| is_uuid(text));
+    match uuid.and_then(|text| Uuid::try_parse(text).ok()) {
+        Some(uuid) if !uuid.is_nil() => Ok(uuid),
+        _ => Err(InvalidKind::Value.refuse("uuid", format!("not a uuid: {given}"))),
+    }
+}
+
 /// Zones have names of at most 63 bytes; two of them belong to the system.
 fn is_zonename(name: &str) -> bool {
     name.len() < 64
@@ -166,7 +164,19 @@ fn flag(name: &str, given: &Value) -> Result<bool, Invalid> {
     }
 }
 
-fn entries(draft: &mut Draft, map: &str, given: &Value) -> Result<(), Invalid> {
+/// Refuses the verbs of update payloads.
+pub(super) fn is_no_verb(name: &str) -> Result<(), Invalid> {
+    if let Some((verb, collection)) = name.split_once('_')
+        && matches!(verb, "add" | "set" | "update" | "remove")
+        && property::property(collection).is_some()
+    {
+        let reason = format!("only for a VM that exists; give {collection}");
+        return Err(InvalidKind::Value.refuse(name, reason));
+    }
+    Ok(())
+}
+
+pub(super) fn entries(draft: &mut Draft, map: &str, given: &Value) -> Result<(), Invalid> {
     let Some(entries) = given.as_object() else {
         return Err(InvalidKind::Value.refuse(map, "not an object"));
     };
@@ -175,7 +185,11 @@ fn entries(draft: &mut Draft, map: &str, given: &Value) -> Result<(), Invalid> {
         .try_for_each(|(key, value)| draft.set_entry(map, key, value))
 }
 
-fn elements(draft: &mut Draft, list: &'static str, given: &Value) -> Result<(), Invalid> {
+pub(super) fn elements(
+    draft: &mut Draft,
+    list: &'static str,
+    given: &Value,
+) -> Result<(), Invalid> {
     let refuse = || InvalidKind::Value.refuse(list, "not a list of objects");
     for element in given.as_array().ok_or_else(refuse)? {
         draft.add_element(list, element.as_object().ok_or_else(refuse)?)?;

@@ -6,18 +6,22 @@ use std::fmt;
 use serde_json::Value;
 
 use super::draft::{Draft, objects};
-use super::elements::{find, key_of, members, same_key};
+use super::elements::{find, ident_of, is_named, members};
 use super::value::same;
-use super::{Invalid, InvalidKind};
+use super::{Invalid, InvalidKind, domain};
 use crate::vm::Object;
+use crate::vm::drift::{self, Affect};
 use crate::vm::property::{self, Kind, Part, Property};
 
 /// One thing that a VM has to show once a target is applied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wanted {
     /// Where: `["quota"]`, `["tags", key]`, `["nics", mac]` for a whole nic that comes or goes,
-    /// `["nics", mac, "ip"]`; disks and PCI devices by their path, filesystems by their target.
+    /// `["nics", mac, "ip"]`; the disks of domains by their name, other disks and PCI devices by
+    /// their path, filesystems by their target.
     pub path: Vec<String>,
+    /// Which configuration has to show it, of a VM that has two.
+    pub affect: Affect,
     /// The part of the store in which it is kept.
     pub part: Part,
     /// What it was; `None` if it was not there.
@@ -30,7 +34,10 @@ pub struct Wanted {
 impl Wanted {
     /// Whether a VM shows it.
     pub fn holds(&self, vm: &Object) -> bool {
-        self.shows(vm, self.value.as_ref())
+        match self.affect {
+            Affect::Config => self.shows(&drift::config(vm), self.value.as_ref()),
+            Affect::Live | Affect::Both => self.shows(vm, self.value.as_ref()),
+        }
     }
 
     /// Whether a VM shows this value here.
@@ -43,9 +50,10 @@ impl Wanted {
             }
             (Some(Value::Object(now)), Some(Value::Object(value))) if self.is_element() => {
                 let rows = members(&self.path[0]);
+                let brand = property::brand(vm).unwrap_or_default();
                 value
                     .iter()
-                    .filter(|(member, _)| is_kept(rows, member))
+                    .filter(|(member, _)| is_kept(rows, member, brand))
                     .all(|(member, value)| now.get(member).is_some_and(|now| same(now, value)))
             }
             (Some(now), Some(value)) => same(now, value),
@@ -94,10 +102,14 @@ impl fmt::Display for Wanted {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.name();
         match &self.value {
-            None => write!(out, "{name} removed"),
-            Some(_) if self.is_element() => write!(out, "{name} added"),
-            Some(_) if self.is_secret() => write!(out, "{name} = (secret)"),
-            Some(value) => write!(out, "{name} = {value}"),
+            None => write!(out, "{name} removed")?,
+            Some(_) if self.is_element() => write!(out, "{name} added")?,
+            Some(_) if self.is_secret() => write!(out, "{name} = (secret)")?,
+            Some(value) => write!(out, "{name} = {value}")?,
+        }
+        match self.affect {
+            Affect::Config => out.write_str(" (config)"),
+            Affect::Live | Affect::Both => Ok(()),
         }
     }
 }
@@ -132,7 +144,8 @@ pub fn revert(vm_now: &Object, before: &Object, after: &Object) -> Result<Object
             return Err(refuse("was changed again since; undo it by hand"));
         }
         match change.path.as_slice() {
-            [list, _] if list == "disks" && change.value.is_none() => {
+            // Of a domain, what was on a disk is still there.
+            [list, _] if list == "disks" && change.value.is_none() && !draft.is_domain() => {
                 return Err(refuse(
                     "was removed with what was on it, and cannot come back",
                 ));
@@ -145,6 +158,9 @@ pub fn revert(vm_now: &Object, before: &Object, after: &Object) -> Result<Object
                     continue;
                 };
                 match &change.before {
+                    Some(Value::Object(element)) if draft.is_domain() => {
+                        draft.append(list, domain::anew(list, element));
+                    }
                     Some(Value::Object(element)) => draft.append(list, element.clone()),
                     _ => draft.remove_element(list, ident)?,
                 }
@@ -158,8 +174,8 @@ pub fn revert(vm_now: &Object, before: &Object, after: &Object) -> Result<Object
             [list, ident, member] => {
                 let elements = draft.target.get_mut(list).and_then(Value::as_array_mut);
                 let element = elements.into_iter().flatten().find(|element| {
-                    let key = element.get(key_of(list)).and_then(Value::as_str);
-                    key.is_some_and(|key| same_key(list, key, ident))
+                    let element = element.as_object();
+                    element.is_some_and(|element| is_named(list, element, ident))
                 });
                 if let Some(element) = element {
                     restore(element, member, change.before);
@@ -199,6 +215,7 @@ fn note(
     if !equal {
         found.push(Wanted {
             path: path.into_iter().map(str::to_owned).collect(),
+            affect: Affect::Live,
             part,
             before: before.cloned(),
             value: value.cloned(),
@@ -228,9 +245,8 @@ fn entries(row: &Property, before: Option<&Value>, after: Option<&Value>, found:
 
 fn elements(row: &Property, old: &Object, target: &Object, brand: &str, found: &mut Vec<Wanted>) {
     let list = row.name;
-    let key = key_of(list);
     for element in objects(old, list) {
-        let Some(ident) = element.get(key).and_then(Value::as_str) else {
+        let Some(ident) = ident_of(list, element) else {
             continue;
         };
         if find(old, list, ident).is_none() {
@@ -248,8 +264,9 @@ fn elements(row: &Property, old: &Object, target: &Object, brand: &str, found: &
         }
     }
     for element in objects(target, list) {
-        if let Some(ident) = element.get(key).and_then(Value::as_str)
-            && find(old, list, ident).is_none()
+        // Of several that have one mac none is new.
+        if let Some(ident) = ident_of(list, element)
+            && !objects(old, list).any(|one| is_named(list, one, ident))
         {
             let element = Value::Object(element.clone());
             note(vec![list, ident], row.part, None, Some(&element), found);
@@ -258,8 +275,13 @@ fn elements(row: &Property, old: &Object, target: &Object, brand: &str, found: &
 }
 
 /// Whether a member is kept as it is given, and not found out by the source.
-fn is_kept(rows: &[Property], member: &str) -> bool {
+fn is_kept(rows: &[Property], member: &str, brand: &str) -> bool {
     let none = property::Brands::NONE;
-    rows.iter()
-        .any(|row| row.name == member && (row.create != none || row.update != none))
+    rows.iter().filter(|row| row.name == member).any(|row| {
+        match brand {
+            // A nic's place among the others is one that it finds for itself.
+            property::LIBVIRT => row.create.contains(brand) || row.update.contains(brand),
+            _ => row.create != none || row.update != none,
+        }
+    })
 }

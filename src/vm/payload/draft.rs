@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::value::{same, value};
+use super::value::{is_xml, same, value};
 use super::{Invalid, InvalidKind};
 use crate::vm::Object;
 use crate::vm::property::{self, Kind, Property};
@@ -31,6 +31,8 @@ pub(super) struct Draft {
     pub(super) ram: Option<f64>,
     /// The nic that was made the primary one.
     pub(super) primary: Option<String>,
+    /// The disks that were given a size.
+    pub(super) sized: BTreeSet<String>,
 }
 
 impl Draft {
@@ -45,10 +47,11 @@ impl Draft {
             said: BTreeSet::new(),
             ram: None,
             primary: None,
+            sized: BTreeSet::new(),
         }
     }
 
-    /// The target of a VM that is to be made.
+    /// The target of a VM that is to be made; of a domain, the brand is that of all domains.
     pub(super) fn new(brand: &str) -> Draft {
         Draft {
             purpose: Purpose::Create,
@@ -58,7 +61,18 @@ impl Draft {
             said: BTreeSet::new(),
             ram: None,
             primary: None,
+            sized: BTreeSet::new(),
         }
+    }
+
+    /// Whether this is a domain of a libvirt.
+    pub(super) fn is_domain(&self) -> bool {
+        self.brand == property::LIBVIRT
+    }
+
+    /// Whether a property can be removed. A domain's quota is the size of a disk.
+    pub(super) fn removable(&self, property: &Property) -> bool {
+        property.removable && !(self.is_domain() && property.name == "quota")
     }
 
     /// Whether this target's brand can be given this property, or this member of an element.
@@ -84,6 +98,10 @@ impl Draft {
     pub(super) fn fixed(&self, property: &Property, name: &str, purpose: Purpose) -> Invalid {
         let nobody = property::Brands::NONE;
         let reason = match purpose {
+            Purpose::Create if self.is_domain() => "cannot be given to a libvirt domain".to_owned(),
+            Purpose::Update if self.is_domain() => {
+                "cannot be changed on a libvirt domain".to_owned()
+            }
             Purpose::Create if property.create == nobody => "cannot be given".to_owned(),
             Purpose::Update if property.update == nobody => "cannot be changed".to_owned(),
             _ => format!("not a property of brand {}", self.brand),
@@ -98,11 +116,19 @@ impl Draft {
             let reason = format!("cannot be given whole; use {verbs}");
             return Err(InvalidKind::Value.refuse(name, reason));
         }
-        let value = value(property, "", name, given)?;
         self.said.insert(property.name);
+        if self.is_domain() && is_same_as(self.before.get(name), given) {
+            return Ok(());
+        }
+        let value = value(&self.brand, property, "", name, given)?;
+        if value.as_ref().is_none_or(is_zero) && self.is_domain() && name == "quota" {
+            let reason = "cannot be removed: it is the size of the disk that is booted from";
+            return Err(InvalidKind::Value.refuse(name, reason));
+        }
         if property.name == "ram" {
             self.ram = value.as_ref().and_then(Value::as_f64);
-            if !property::hvm(&self.brand) && !self.target.contains_key("ram") {
+            let is_zone = !property::hvm(&self.brand) && !self.is_domain();
+            if is_zone && !self.target.contains_key("ram") {
                 return Ok(());
             }
         }
@@ -121,6 +147,12 @@ impl Draft {
     /// not there.
     fn canonical(&self, property: &Property, value: Option<Value>) -> Option<Value> {
         match (property.name, value) {
+            // libvirt knows of no title that is empty or has space around it.
+            ("alias", Some(Value::String(title))) if self.is_domain() => match title.trim() {
+                "" => self.target.get("zonename").cloned(),
+                title => Some(Value::from(title)),
+            },
+            ("alias", None) if self.is_domain() => self.target.get("zonename").cloned(),
             ("resolvers", None) => Some(Value::Array(Vec::new())),
             // A dataset without a quota has the quota 0.
             ("quota", None) => self.before.get("quota").map(|_| Value::from(0)),
@@ -191,6 +223,12 @@ impl Draft {
             };
             return Err(InvalidKind::Value.refuse(format!("{map}.{key}"), wanted));
         }
+        let is_xml = is_xml(key) && value.as_str().is_none_or(is_xml);
+        if self.is_domain() && !is_xml {
+            let name = format!("{map}.{}", key.escape_debug());
+            let reason = "has a character that XML, in which libvirt keeps it, cannot hold";
+            return Err(InvalidKind::Value.refuse(name, reason));
+        }
         let entries = self
             .target
             .entry(map)
@@ -212,8 +250,12 @@ impl Draft {
 
     /// Settles what follows from what was given, and what must fit together.
     pub(super) fn finish(mut self) -> Result<Object, Invalid> {
-        self.settle_memory()?;
-        self.settle_free_space()?;
+        if self.is_domain() {
+            self.settle_domain()?;
+        } else {
+            self.settle_memory()?;
+            self.settle_free_space()?;
+        }
         property::sort(&mut self.target);
         Ok(self.target)
     }
@@ -271,6 +313,20 @@ fn verbs(property: &Property) -> Option<String> {
 pub(super) fn objects<'a>(vm: &'a Object, list: &str) -> impl Iterator<Item = &'a Object> {
     let list = vm.get(list).and_then(Value::as_array);
     list.into_iter().flatten().filter_map(Value::as_object)
+}
+
+/// Whether what is given, itself or as its text, is what is there: however odd that is, it may stay.
+pub(super) fn is_same_as(now: Option<&Value>, given: &Value) -> bool {
+    let Some(now) = now else {
+        return false;
+    };
+    let read = match (now, given) {
+        (Value::Number(_) | Value::Bool(_), Value::String(text)) => {
+            serde_json::from_str::<Value>(text.trim()).ok()
+        }
+        _ => None,
+    };
+    same(now, read.as_ref().unwrap_or(given))
 }
 
 fn is_zero(value: &Value) -> bool {

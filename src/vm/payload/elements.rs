@@ -1,5 +1,5 @@
 //! The nics, disks, filesystems and PCI devices of a target: elements that one of their members
-//! tells apart.
+//! tells apart. What only the devices of domains need is in `domain/devices.rs`.
 
 use std::collections::BTreeSet;
 
@@ -7,16 +7,16 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::addresses;
-use super::draft::{Draft, Purpose, objects};
+use super::draft::{Draft, Purpose, is_same_as, objects};
 use super::value::{mac, same, value};
-use super::{Invalid, InvalidKind};
+use super::{Invalid, InvalidKind, domain};
 use crate::vm::Object;
 use crate::vm::property::{self, Kind, Property};
 
 /// Where the device of a volume is.
 const ZVOL: &str = "/dev/zvol/rdsk/";
 
-/// The member that tells the elements of a list apart.
+/// The member that tells the elements of a list apart. A domain's disks have names beside it.
 pub(super) fn key_of(list: &str) -> &'static str {
     match list {
         "nics" => "mac",
@@ -38,45 +38,86 @@ pub(super) fn same_key(list: &str, a: &str, b: &str) -> bool {
     a == b || (list == "nics" && mac(a).is_some_and(|a| mac(b) == Some(a)))
 }
 
+/// The text that tells an element of a VM apart: the name of a domain's disk, whose path may be missing
+/// or change, and else the list's key.
+pub(super) fn ident_of<'a>(list: &str, element: &'a Object) -> Option<&'a str> {
+    let text = |member| element.get(member).and_then(Value::as_str);
+    let name = text("name").filter(|name| list == "disks" && !name.is_empty());
+    name.or_else(|| text(key_of(list)))
+}
+
+/// The text by which an element that was given to a VM of this brand means one of the VM's.
+pub(super) fn given_ident<'a>(brand: &str, list: &str, given: &'a Object) -> Option<&'a str> {
+    match brand {
+        property::LIBVIRT => ident_of(list, given),
+        // Zones know of no name, whatever stands there.
+        _ => given.get(key_of(list))?.as_str(),
+    }
+}
+
 /// The one element of a list that a text names; `None` if none has it, or several.
 pub(super) fn find<'a>(vm: &'a Object, list: &str, ident: &str) -> Option<&'a Object> {
-    let mut found = objects(vm, list).filter(|element| is_named(list, element, ident));
+    only(objects(vm, list).filter(|element| is_named(list, element, ident)))
+}
+
+/// The same, by what a user may say: a disk that has a name can be called by its path too.
+pub(super) fn meant<'a>(vm: &'a Object, list: &str, said: &str) -> Option<&'a Object> {
+    find(vm, list, said)
+        .or_else(|| only(objects(vm, list).filter(|disk| has_path(list, disk, said))))
+}
+
+fn has_path(list: &str, element: &Object, said: &str) -> bool {
+    let path = element.get("path").and_then(Value::as_str);
+    list == "disks" && path == Some(said)
+}
+
+fn only<'a>(mut found: impl Iterator<Item = &'a Object>) -> Option<&'a Object> {
     found.next().filter(|_| found.next().is_none())
 }
 
-fn is_named(list: &str, element: &Object, ident: &str) -> bool {
-    let key = element.get(key_of(list)).and_then(Value::as_str);
-    key.is_some_and(|key| same_key(list, key, ident))
+pub(super) fn is_named(list: &str, element: &Object, ident: &str) -> bool {
+    ident_of(list, element).is_some_and(|own| same_key(list, own, ident))
 }
 
 impl Draft {
-    /// Changes members of an element. `changes` may hold its key too.
+    /// Changes members of an element. `changes` may hold what names it too.
     pub(super) fn update_element(
         &mut self,
         list: &'static str,
-        ident: &str,
+        said: &str,
         changes: &Object,
     ) -> Result<(), Invalid> {
-        let named = format!("{list}[{ident}]");
-        let Some(old) = find(&self.target, list, ident) else {
-            let many = objects(&self.target, list).any(|element| is_named(list, element, ident));
+        let Some(old) = meant(&self.target, list, said) else {
+            let many = objects(&self.target, list)
+                .any(|element| is_named(list, element, said) || has_path(list, element, said));
             let reason = if many {
                 "there are several"
             } else {
                 "there is none"
             };
-            return Err(InvalidKind::Unknown.refuse(named, reason));
+            return Err(InvalidKind::Unknown.refuse(format!("{list}[{said}]"), reason));
         };
         let before = old.clone();
+        let ident = ident_of(list, &before).unwrap_or(said);
+        let named = format!("{list}[{said}]");
         let mut element = before.clone();
         let mut primary = false;
         for (name, given) in changes {
-            if name == key_of(list) || (list == "disks" && name == "dangerous_allow_shrink") {
+            if names_it(list, &before, name)
+                || (list == "disks" && name == "dangerous_allow_shrink")
+            {
+                continue;
+            }
+            if self.is_domain() && is_same_as(before.get(name), given) {
+                self.note_size(name, ident);
                 continue;
             }
             let (row, value) = self.member(list, &named, name, given, Purpose::Update)?;
             let old = before.get(row.name);
-            if row.name == "size" {
+            if self.is_domain() {
+                domain::can_become(list, &named, &before, row.name, value.as_ref())?;
+                self.note_size(row.name, ident);
+            } else if row.name == "size" {
                 grows(&named, old, value.as_ref(), changes)?;
                 // What is reserved whole stays so.
                 let is_whole = old.is_some() && old == before.get("refreservation");
@@ -120,25 +161,23 @@ impl Draft {
     }
 
     /// Removes an element.
-    pub(super) fn remove_element(
-        &mut self,
-        list: &'static str,
-        ident: &str,
-    ) -> Result<(), Invalid> {
-        if find(&self.target, list, ident).is_none() {
-            let named = format!("{list}[{ident}]");
+    pub(super) fn remove_element(&mut self, list: &'static str, said: &str) -> Result<(), Invalid> {
+        let Some(element) = meant(&self.target, list, said) else {
+            let named = format!("{list}[{said}]");
             return Err(InvalidKind::Unknown.refuse(named, "there is none, or several"));
-        }
+        };
+        let ident = ident_of(list, element).unwrap_or(said).to_owned();
         let empty = self.edit(list, |elements| {
             elements.retain(|element| {
                 !element
                     .as_object()
-                    .is_some_and(|element| is_named(list, element, ident))
+                    .is_some_and(|element| is_named(list, element, &ident))
             });
             elements.is_empty()
         });
-        // Sources always show the nics, and the other lists only when there is something in them.
-        if empty && list != "nics" {
+        // Sources always show the nics, and the other lists of zones only when there is something in
+        // them.
+        if empty && list != "nics" && !self.is_domain() {
             self.target.shift_remove(list);
         }
         Ok(())
@@ -150,13 +189,15 @@ impl Draft {
         list: &'static str,
         given: &Object,
     ) -> Result<(), Invalid> {
-        let key = key_of(list);
-        let ident = given.get(key).and_then(Value::as_str);
+        let ident = given_ident(&self.brand, list, given);
         let named = format!("{list}[{}]", ident.unwrap_or("new"));
         let mut element = Object::new();
-        let mut primary = list == "nics" && objects(&self.target, list).next().is_none();
+        let mut primary =
+            list == "nics" && !self.is_domain() && objects(&self.target, list).next().is_none();
         for (name, given) in given {
-            if list == "disks" && name == "nocreate" {
+            if self.is_domain() {
+                domain::can_be_given(list, &named, name)?;
+            } else if list == "disks" && name == "nocreate" {
                 continue;
             }
             match self.member(list, &named, name, given, Purpose::Create)? {
@@ -168,6 +209,8 @@ impl Draft {
             }
         }
         match list {
+            "nics" if self.is_domain() => domain::complete_nic(&self.target, &named, &mut element)?,
+            "disks" if self.is_domain() => self.complete_domain_disk(&named, &mut element)?,
             "nics" => self.complete_nic(&named, &mut element)?,
             "disks" => {
                 let made = given
@@ -178,7 +221,7 @@ impl Draft {
             "filesystems" => require(&named, &element, &["source", "target", "type"])?,
             _ => require(&named, &element, &["path"])?,
         }
-        let ident = text(&element, key).to_owned();
+        let ident = ident_of(list, &element).unwrap_or_default().to_owned();
         if objects(&self.target, list).any(|other| is_named(list, other, &ident)) {
             let reason = format!("there is one already; use update_{list}");
             return Err(InvalidKind::Value.refuse(format!("{list}[{ident}]"), reason));
@@ -193,6 +236,8 @@ impl Draft {
     /// Puts an element where the source shows it.
     pub(super) fn append(&mut self, list: &'static str, element: Object) {
         let order = match list {
+            // A domain's devices are shown in the order of its XML.
+            _ if self.is_domain() => None,
             "nics" => Some(("interface", "t")),
             "disks" => Some(("path", "disk")),
             _ => None,
@@ -227,7 +272,7 @@ impl Draft {
         if purpose == Purpose::Create && (given.is_null() || *given == "") {
             return Ok((row, None));
         }
-        Ok((row, value(row, list, &full, given)?))
+        Ok((row, value(&self.brand, row, list, &full, given)?))
     }
 
     fn complete_nic(&self, named: &str, nic: &mut Object) -> Result<(), Invalid> {
@@ -244,7 +289,10 @@ impl Draft {
         nic.insert("interface".to_owned(), Value::from(interface));
         let mac = match nic.get("mac").and_then(Value::as_str) {
             Some(given) => mac(given).unwrap_or_else(|| given.to_owned()),
-            None => self.new_mac(),
+            // Locally administered, as SmartOS makes them.
+            None => new_mac(&[0x92], |mac| {
+                objects(&self.target, "nics").any(|nic| is_named("nics", nic, mac))
+            }),
         };
         nic.insert("mac".to_owned(), Value::from(mac));
         addresses::settle(named, &Object::new(), nic)?;
@@ -252,18 +300,6 @@ impl Draft {
             nic.insert("model".to_owned(), self.driver("nic_driver"));
         }
         Ok(())
-    }
-
-    /// A mac that was given to nobody: locally administered, as SmartOS makes them.
-    fn new_mac(&self) -> String {
-        loop {
-            let random = Uuid::new_v4();
-            let [a, b, c, d, e, ..] = random.as_bytes();
-            let mac = format!("92:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}");
-            if !objects(&self.target, "nics").any(|nic| is_named("nics", nic, &mac)) {
-                return mac;
-            }
-        }
     }
 
     /// Makes this nic the primary one, and no other.
@@ -383,7 +419,7 @@ impl Draft {
     }
 
     /// Changes a list, which may not be there yet.
-    fn edit<R>(&mut self, list: &str, change: impl FnOnce(&mut Vec<Value>) -> R) -> R {
+    pub(super) fn edit<R>(&mut self, list: &str, change: impl FnOnce(&mut Vec<Value>) -> R) -> R {
         let mut elements = match self.target.get_mut(list).map(Value::take) {
             Some(Value::Array(elements)) => elements,
             _ => Vec::new(),
@@ -391,6 +427,27 @@ impl Draft {
         let result = change(&mut elements);
         self.target.insert(list.to_owned(), Value::from(elements));
         result
+    }
+}
+
+/// Whether a member that was given with an element's changes only says which element is meant.
+fn names_it(list: &str, element: &Object, name: &str) -> bool {
+    match element.contains_key("name") && list == "disks" {
+        true => name == "name",
+        false => name == key_of(list),
+    }
+}
+
+/// A mac that nobody has: what follows the prefix is random.
+pub(super) fn new_mac(prefix: &[u8], taken: impl Fn(&str) -> bool) -> String {
+    loop {
+        let random = Uuid::new_v4();
+        let octets = prefix.iter().chain(random.as_bytes()).take(6);
+        let parts: Vec<String> = octets.map(|octet| format!("{octet:02x}")).collect();
+        let mac = parts.join(":");
+        if !taken(&mac) {
+            return mac;
+        }
     }
 }
 

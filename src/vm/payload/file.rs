@@ -6,23 +6,22 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::draft::{Draft, Purpose};
-use super::elements::{key_of, members};
+use super::elements::{ident_of, members};
 use super::{Invalid, InvalidKind, Object};
 use crate::vm::files::element_name;
 use crate::vm::name;
 use crate::vm::property::{self, Kind, Property};
 
-/// What a VM is to be after `text` was written to a file of its directory. `path` has the file's names
-/// below that directory, decoded: `["quota"]`, `["nics", "net0", "ip"]`, `["tags", "role"]`.
-///
-/// An empty text removes an optional property or a key, but not a key that holds the empty text: what
-/// is read from a file can be written back and changes nothing. Lists are given one a line or with commas.
-///
-/// # Errors
-/// When the file cannot be written or the text is no value for it.
-pub fn of_file(vm: &Object, path: &[String], text: &str) -> Result<Object, Invalid> {
+/// What a VM is to be after `text` was written to a file of the directory of `shown`, which is this VM or the
+/// configuration of it that is shown ([`views::of_file`](super::views::of_file)).
+pub(super) fn of_file(
+    vm: &Object,
+    shown: &Object,
+    path: &[String],
+    text: &str,
+) -> Result<Object, Invalid> {
     let mut draft = Draft::of(vm);
-    match place(&draft, path)? {
+    match place(&draft, shown, path)? {
         Place::Property(row) => draft.set(row.name, &given(row, text))?,
         Place::Entry(map, key) => {
             let now = entry(vm, map, key);
@@ -46,7 +45,7 @@ pub fn of_file(vm: &Object, path: &[String], text: &str) -> Result<Object, Inval
 /// # Errors
 /// When there is no such property, or this VM cannot have it.
 pub fn can_create(vm: &Object, path: &[String]) -> Result<(), Invalid> {
-    place(&Draft::of(vm), path).map(|_| ())
+    place(&Draft::of(vm), vm, path).map(|_| ())
 }
 
 /// What a file stands for.
@@ -56,7 +55,7 @@ enum Place<'a> {
     Member(&'static str, String, &'static Property),
 }
 
-fn place<'a>(draft: &Draft, path: &'a [String]) -> Result<Place<'a>, Invalid> {
+fn place<'a>(draft: &Draft, shown: &Object, path: &'a [String]) -> Result<Place<'a>, Invalid> {
     let whole = path.join("/");
     let unknown = || InvalidKind::Unknown.refuse(&whole, "no such property");
     let (first, rest) = path.split_first().ok_or_else(unknown)?;
@@ -68,7 +67,7 @@ fn place<'a>(draft: &Draft, path: &'a [String]) -> Result<Place<'a>, Invalid> {
     match (row.kind, rest) {
         (Kind::Map, [key]) if !key.is_empty() => Ok(Place::Entry(row.name, key)),
         (Kind::Objects(_), [element, member]) => {
-            let ident = ident(&draft.before, row.name, element);
+            let ident = ident(shown, row.name, element);
             let ident = ident.ok_or_else(unknown)?;
             let member = members(row.name).iter().find(|row| row.name == member);
             let member = member.ok_or_else(unknown)?;
@@ -108,7 +107,7 @@ fn ident(vm: &Object, list: &str, directory: &str) -> Option<String> {
             }
         };
         if own == directory {
-            return element.get(key_of(list))?.as_str().map(str::to_owned);
+            return ident_of(list, element).map(str::to_owned);
         }
     }
     None

@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use super::draft::Draft;
-use super::elements::{key_of, same_key};
-use super::{Invalid, InvalidKind, Object};
-use crate::vm::property::{self, Kind, Part};
+use super::elements::{given_ident, ident_of, key_of, meant, same_key};
+use super::{Invalid, InvalidKind, Object, domain};
+use crate::vm::property::{self, Kind, LIBVIRT, Part};
 
 /// What a verb of a payload does with a map or a list of objects.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,7 +20,7 @@ enum Action {
 /// What a VM is to be after an update payload: scalars by name, `set_tags`, `add_nics` and so on.
 ///
 /// A number, boolean or list may also be given as its text. An empty text or null removes an
-/// optional property. `if_generation` is left to the caller.
+/// optional property. `if_generation`, and `affect` for domains, are left to the caller.
 ///
 /// # Errors
 /// When anything in the payload is not acceptable; it is refused whole.
@@ -30,11 +30,11 @@ pub fn update(vm: &Object, payload: &Object) -> Result<Object, Invalid> {
     for (name, given) in payload {
         match verb(name) {
             Some((action, collection)) => verbs.push((action, collection, name, given)),
-            None if name == "if_generation" => {}
+            None if name == "if_generation" || domain::is_beside(&draft.brand, name) => {}
             None => draft.set(name, given)?,
         }
     }
-    contradiction(payload)?;
+    contradiction(&draft, payload)?;
     verbs.sort_by_key(|(action, ..)| *action);
     for (action, collection, name, given) in verbs {
         let row = draft.row(collection);
@@ -57,6 +57,27 @@ pub fn is_of_files(name: &str) -> bool {
         Part::Metadata | Part::Tags | Part::Routes => true,
         Part::Datasets | Part::Runtime | Part::LastExited | Part::Sysinfo => false,
     })
+}
+
+/// The payload without the removal of what this view of a VM lacks and another one has: there it is removed.
+pub(super) fn without_absent(view: &Object, other: &Object, payload: &Object) -> Object {
+    let mut payload = payload.clone();
+    for (name, given) in &mut payload {
+        let Some((Action::Remove, collection)) = verb(name) else {
+            continue;
+        };
+        let Some(names) = names(LIBVIRT, collection, given) else {
+            continue;
+        };
+        let is_absent = |name: &&str| {
+            meant(view, collection, name).is_none() && meant(other, collection, name).is_some()
+        };
+        let kept: Vec<Value> = (names.into_iter().filter(|name| !is_absent(name)))
+            .map(Value::from)
+            .collect();
+        *given = kept.into();
+    }
+    payload
 }
 
 /// The action and the property of a verb such as `add_nics`.
@@ -90,7 +111,8 @@ fn run(
             }
         }
         Action::Remove => {
-            let names = names(collection, given).ok_or_else(|| refuse("not a list of texts"))?;
+            let names = names(&draft.brand, collection, given)
+                .ok_or_else(|| refuse("not a list of texts"))?;
             let map = property::property(collection)
                 .is_some_and(|property| matches!(property.kind, Kind::Map));
             for key in names {
@@ -103,8 +125,12 @@ fn run(
         Action::Update => {
             let key = key_of(collection);
             for element in elements(given).ok_or_else(|| refuse("not a list of objects"))? {
-                let ident = element.get(key).and_then(Value::as_str);
-                let ident = ident.ok_or_else(|| refuse(&format!("an element has no {key}")))?;
+                let ident = given_ident(&draft.brand, collection, element);
+                let ident =
+                    ident.ok_or_else(|| match draft.is_domain() && collection == "disks" {
+                        true => refuse("an element has neither name nor path"),
+                        false => refuse(&format!("an element has no {key}")),
+                    })?;
                 draft.update_element(collection, ident, element)?;
             }
         }
@@ -118,21 +144,21 @@ fn run(
 }
 
 /// What a `remove_…` names. Elements may also be given as objects with their key.
-fn names<'a>(collection: &str, given: &'a Value) -> Option<Vec<&'a str>> {
+fn names<'a>(brand: &str, collection: &str, given: &'a Value) -> Option<Vec<&'a str>> {
     match given {
         Value::String(text) => Some(text.split(',').map(str::trim).collect()),
         Value::Array(items) => items
             .iter()
             .map(|item| {
                 item.as_str()
-                    .or_else(|| item.get(key_of(collection))?.as_str())
+                    .or_else(|| given_ident(brand, collection, item.as_object()?))
             })
             .collect(),
         _ => None,
     }
 }
 
-fn elements(given: &Value) -> Option<Vec<&Object>> {
+pub(super) fn elements(given: &Value) -> Option<Vec<&Object>> {
     match given {
         Value::Array(items) => items.iter().map(Value::as_object).collect(),
         Value::Object(element) => Some(vec![element]),
@@ -141,12 +167,12 @@ fn elements(given: &Value) -> Option<Vec<&Object>> {
 }
 
 /// Whether a payload sets or updates what it removes.
-fn contradiction(payload: &Object) -> Result<(), Invalid> {
+fn contradiction(draft: &Draft, payload: &Object) -> Result<(), Invalid> {
     for (name, given) in payload {
         let Some((Action::Remove, collection)) = verb(name) else {
             continue;
         };
-        let Some(removed) = names(collection, given) else {
+        let Some(removed) = names(&draft.brand, collection, given) else {
             continue;
         };
         let set = payload
@@ -157,16 +183,24 @@ fn contradiction(payload: &Object) -> Result<(), Invalid> {
             .and_then(elements);
         let keys = set.into_iter().flat_map(Object::keys).map(String::as_str);
         let idents = updated.into_iter().flatten();
-        let idents = idents.filter_map(|element| element.get(key_of(collection))?.as_str());
-        let both = keys
-            .chain(idents)
-            .find(|key| removed.iter().any(|gone| same_key(collection, gone, key)));
+        let idents = idents.filter_map(|it| given_ident(&draft.brand, collection, it));
+        let both = keys.chain(idents).find(|key| {
+            let own = own_ident(draft, collection, key);
+            let is_it = |gone| same_key(collection, own_ident(draft, collection, gone), own);
+            removed.iter().any(|gone| is_it(gone))
+        });
         if let Some(both) = both {
             let reason = format!("{both} is also to be set or updated");
             return Err(InvalidKind::Value.refuse(name, reason));
         }
     }
     Ok(())
+}
+
+/// What tells the element that is meant apart: a disk may be named in one way here and in another there.
+fn own_ident<'a>(draft: &'a Draft, list: &str, said: &'a str) -> &'a str {
+    let element = meant(&draft.before, list, said);
+    element.and_then(|it| ident_of(list, it)).unwrap_or(said)
 }
 
 #[cfg(test)]

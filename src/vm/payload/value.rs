@@ -9,15 +9,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Invalid, InvalidKind};
-use crate::vm::property::{Kind, Property, Unit};
+use super::{Invalid, InvalidKind, domain};
+use crate::vm::property::{Kind, LIBVIRT, Property, Unit};
 
 /// Bytes in a gibibyte.
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// The value of a property as a source shows it; `None` if it is to be removed. `name` is what a
-/// refusal calls it, `list` the list of objects whose member it is, or the empty text.
+/// The value of a property of this brand as a source shows it; `None` if it is to be removed. `name`
+/// is what a refusal calls it, `list` the list of objects whose member it is, or the empty text.
 pub(super) fn value(
+    brand: &str,
     property: &Property,
     list: &str,
     name: &str,
@@ -62,7 +63,11 @@ pub(super) fn value(
         }
         Kind::Map | Kind::Objects(_) => return Err(refuse("not a single value")),
     };
-    check(list, property.name, &value).map_err(|wanted| refuse(&wanted))?;
+    let checked = match brand {
+        LIBVIRT => domain::check(list, property.name, &value),
+        _ => check(list, property.name, &value),
+    };
+    checked.map_err(|wanted| refuse(&wanted))?;
     Ok(Some(value))
 }
 
@@ -166,9 +171,13 @@ fn text(property: &str, given: &Value) -> Result<String, &'static str> {
 
 /// Whether a text can stand in an XML attribute and in a file of one line.
 fn one_line(text: &str) -> bool {
-    !text
-        .chars()
-        .any(|c| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'))
+    is_xml(text) && !text.chars().any(char::is_control)
+}
+
+/// Whether XML 1.0 has all characters of a text.
+pub(super) fn is_xml(text: &str) -> bool {
+    text.chars()
+        .all(|c| matches!(c, '\t' | '\n' | '\r' | ' '..) && !matches!(c, '\u{fffe}' | '\u{ffff}'))
 }
 
 /// The items of a list, which is an array of scalars or their text with commas. The source joins
@@ -202,7 +211,7 @@ fn port(text: &str) -> Result<Value, &'static str> {
 }
 
 /// Whether a value is one that this property can have. An error says what it must be.
-fn check(list: &str, property: &str, value: &Value) -> Result<(), String> {
+pub(super) fn check(list: &str, property: &str, value: &Value) -> Result<(), String> {
     match value {
         Value::Number(number) => range(property, number.as_f64().unwrap_or(f64::NAN)),
         Value::String(text) => check_text(list, property, text),
@@ -224,6 +233,7 @@ fn range(property: &str, number: f64) -> Result<(), String> {
         | "ram"
         | "image_size"
         | "size"
+        | "max_vcpus"
         | "zlog_max_size" => (1.0, f64::MAX),
         "max_swap" => (256.0, f64::MAX),
         // -1 is: listen on no port.
@@ -398,6 +408,6 @@ fn is_pci_slot(text: &str) -> bool {
     parts.len() <= 3 && parts.iter().all(|part| part.parse::<u8>().is_ok())
 }
 
-fn is_absolute(text: &str) -> bool {
+pub(super) fn is_absolute(text: &str) -> bool {
     text.len() > 1 && text.starts_with('/') && !text.split('/').any(|part| part == "..")
 }

@@ -5,8 +5,9 @@
 //! is computed from all of these. In the tables of nics, disks and the like, `create` means: given
 //! with the new element.
 //!
-//! The members that identify an element (`mac`, `path`, `target`) have no brand to update them: an
-//! element with another one is another element. Neither has a nic's `interface`, the name by which
+//! The members that identify an element (`mac`, `path`, `target`, the `name` of a domain's disk) have
+//! no brand to update them: an element with another one is another element. (The `path` of a domain's
+//! drive is its medium, and identifies nothing.) Neither has a nic's `interface`, the name by which
 //! the guest knows it. `limit_priv` and `fs_allowed` are lists to those who set them, but the
 //! object holds the text that stands in the XML, joined by commas.
 
@@ -16,6 +17,7 @@ use super::Kind::{self, *};
 use super::Part::{self, *};
 use super::Property;
 use super::Unit::{self, *};
+use crate::vm::drift::DRIFT;
 
 const NONE: Brands = Brands::NONE;
 const ALL: Brands = Brands::ALL;
@@ -25,6 +27,13 @@ const HVM: Brands = Brands::HVM;
 const KVM: Brands = Brands::KVM;
 const BHYVE: Brands = Brands::BHYVE;
 const NOT_BHYVE: Brands = ZONES.with(KVM);
+const DOMAINS: Brands = Brands::LIBVIRT;
+/// Zones and domains.
+const EVERY: Brands = ALL.with(DOMAINS);
+/// What runs a kernel of its own, as zones of SmartOS or as domains.
+const GUESTS: Brands = HVM.with(DOMAINS);
+/// Those whose disks can grow.
+const GROWING: Brands = BHYVE.with(DOMAINS);
 /// The brands that run docker containers.
 const DOCKER: Brands = LX.with(Brands::JOYENT_MINIMAL);
 
@@ -72,23 +81,23 @@ impl Property {
 pub const TABLE: &[Property] = &[
     //   name                          kind    unit         part    create     update
     // The zone's XML.
-    row("zonename",                     String, None,        Zone,   ALL,       NONE),
-    row("autoboot",                     Bool,   None,        Zone,   ALL,       ALL),
-    row("brand",                        String, None,        Zone,   ALL,       NONE),
+    row("zonename",                     String, None,        Zone,   EVERY,     NONE),
+    row("autoboot",                     Bool,   None,        Zone,   EVERY,     EVERY),
+    row("brand",                        String, None,        Zone,   EVERY,     NONE),
     row("limit_priv",                   String, None,        Zone,   ALL,       ALL).optional(),
     row("fs_allowed",                   String, None,        Zone,   ZONES,     ZONES).optional(),
     row("v",                            Number, None,        Zone,   NONE,      NONE),
     row("create_timestamp",             String, Timestamp,   Zone,   NONE,      NONE),
     row("image_uuid",                   String, None,        Zone,   ALL,       NONE),
-    row("cpu_shares",                   Number, None,        Zone,   ALL,       ALL),
-    row("cpu_cap",                      Number, Percent,     Zone,   ALL,       ALL).optional(),
+    row("cpu_shares",                   Number, None,        Zone,   EVERY,     EVERY),
+    row("cpu_cap",                      Number, Percent,     Zone,   EVERY,     EVERY).optional(),
     row("max_lwps",                     Number, None,        Zone,   ALL,       ALL),
     row("max_msg_ids",                  Number, None,        Zone,   ALL,       ALL),
     row("max_sem_ids",                  Number, None,        Zone,   ALL,       ALL),
     row("max_shm_ids",                  Number, None,        Zone,   ALL,       ALL),
     row("max_shm_memory",               Number, MiB,         Zone,   ALL,       ALL),
     row("zfs_io_priority",              Number, None,        Zone,   ALL,       ALL),
-    row("max_physical_memory",          Number, MiB,         Zone,   ALL,       ALL),
+    row("max_physical_memory",          Number, MiB,         Zone,   EVERY,     EVERY),
     row("max_locked_memory",            Number, MiB,         Zone,   ALL,       ALL),
     row("max_swap",                     Number, MiB,         Zone,   ALL,       ALL),
     row("billing_id",                   String, None,        Zone,   ALL,       ALL).optional(),
@@ -99,8 +108,8 @@ pub const TABLE: &[Property] = &[
     row("dns_domain",                   String, None,        Zone,   ZONES,     ZONES).optional(),
     row("resolvers",                    List,   None,        Zone,   ALL,       ALL).optional(),
     row("maintain_resolvers",           Bool,   None,        Zone,   ZONES,     ZONES).optional(),
-    row("alias",                        String, None,        Zone,   ALL,       ALL).optional(),
-    row("ram",                          Number, MiB,         Zone,   ALL,       ALL),
+    row("alias",                        String, None,        Zone,   EVERY,     EVERY).optional(),
+    row("ram",                          Number, MiB,         Zone,   EVERY,     EVERY),
     row("tmpfs",                        Number, MiB,         Zone,   ZONES,     ZONES),
     row("kernel_version",               String, None,        Zone,   LX,        LX).optional(),
     row("init_name",                    String, None,        Zone,   ZONES,     ZONES).optional(),
@@ -110,8 +119,8 @@ pub const TABLE: &[Property] = &[
     row("zlog_mode",                    String, None,        Zone,   NONE,      NONE),
     row("zlog_name",                    String, None,        Zone,   NONE,      NONE),
     row("app_svc_dependent",            Bool,   None,        Zone,   NONE,      NONE),
-    row("vcpus",                        Number, None,        Zone,   HVM,       HVM),
-    row("max_vcpus",                    Number, None,        Zone,   NONE,      NONE),
+    row("vcpus",                        Number, None,        Zone,   GUESTS,    GUESTS),
+    row("max_vcpus",                    Number, None,        Zone,   DOMAINS,   DOMAINS),
     row("cpu_type",                     String, None,        Zone,   KVM,       KVM).optional(),
     row("vga",                          String, None,        Zone,   KVM,       KVM).optional(),
     row("boot",                         String, None,        Zone,   HVM,       HVM).optional(),
@@ -121,7 +130,7 @@ pub const TABLE: &[Property] = &[
     row("bhyve_extra_opts",             String, None,        Zone,   BHYVE,     BHYVE).optional(),
     row("qemu_opts",                    String, None,        Zone,   KVM,       KVM).optional(),
     row("qemu_extra_opts",              String, None,        Zone,   KVM,       KVM).optional(),
-    row("vnc_port",                     Number, None,        Zone,   HVM,       HVM).optional(),
+    row("vnc_port",                     Number, None,        Zone,   GUESTS,    HVM).optional(),
     row("vnc_password",                 String, None,        Zone,   HVM,       HVM).optional().secret(),
     row("spice_port",                   Number, None,        Zone,   KVM,       KVM).optional(),
     row("spice_password",               String, None,        Zone,   KVM,       KVM).optional().secret(),
@@ -135,21 +144,22 @@ pub const TABLE: &[Property] = &[
     row("do_not_inventory",             Bool,   None,        Zone,   ALL,       ALL).optional(),
     row("archive_on_delete",            Bool,   None,        Zone,   ALL,       ALL).optional(),
     row("internal_metadata_namespaces", List,   None,        Zone,   ALL,       ALL).optional(),
-    row("disks",                Objects(DISKS), None,        Zone,   HVM,       HVM),
+    row("disks",                Objects(DISKS), None,        Zone,   GUESTS,    GUESTS),
     row("pci_devices",    Objects(PCI_DEVICES), None,        Zone,   BHYVE,     BHYVE),
     row("filesystems",    Objects(FILESYSTEMS), None,        Zone,   ZONES,     NOT_BHYVE),
-    row("nics",                  Objects(NICS), None,        Zone,   ALL,       ALL),
+    row("nics",                  Objects(NICS), None,        Zone,   EVERY,     EVERY),
     row("hvm",                          Bool,   None,        Zone,   NONE,      NONE),
     row("persistent",                   Bool,   None,        Zone,   NONE,      NONE),
     row("managed_save",                 Bool,   None,        Zone,   NONE,      NONE),
 
     // The running zone.
-    row("uuid",                         String, None,        Runtime, ALL,      NONE),
+    row("uuid",                         String, None,        Runtime, EVERY,    NONE),
     row("zoneid",                       Number, None,        Runtime, NONE,     NONE),
     row("zonepath",                     String, None,        Runtime, NONE,     NONE),
     row("pid",                          Number, None,        Runtime, NONE,     NONE),
     row("init_restarts",                Number, None,        Runtime, NONE,     NONE),
     row("boot_timestamp",               String, Timestamp,   Runtime, NONE,     NONE),
+    row("reboot_timestamp",             String, Timestamp,   Runtime, NONE,     NONE),
 
     // How it last ended.
     row("exit_status",                  Number, None,        LastExited, NONE,  NONE),
@@ -163,14 +173,14 @@ pub const TABLE: &[Property] = &[
     row("platform_buildstamp",          String, None,        Sysinfo, NONE,     NONE),
 
     // What its users keep with it.
-    row("customer_metadata",            Map,    None,        Metadata, ALL,     ALL),
+    row("customer_metadata",            Map,    None,        Metadata, EVERY,   EVERY),
     row("internal_metadata",            Map,    None,        Metadata, ALL,     ALL).secret(),
     row("routes",                       Map,    None,        Routes, ALL,       ALL),
-    row("tags",                         Map,    None,        Tags,   ALL,       ALL),
+    row("tags",                         Map,    None,        Tags,   EVERY,     EVERY),
     row("nova",                         Map,    None,        Zone,   NONE,      NONE),
 
     // Its datasets.
-    row("quota",                        Number, GiB,         Datasets, ALL,     ALL).optional(),
+    row("quota",                        Number, GiB,         Datasets, ALL,     EVERY).optional(),
     row("zfs_root_compression",         String, None,        Datasets, ALL,     ALL).optional(),
     row("zfs_root_recsize",             Number, Bytes,       Datasets, ALL,     ALL),
     row("zfs_data_compression",         String, None,        Datasets, ZONES,   ZONES).optional(),
@@ -194,14 +204,15 @@ pub const TABLE: &[Property] = &[
     row("transition_to",                String, None,        Zone,   NONE,      NONE),
     row("transition_expire",            Number, EpochMilliseconds, Zone, NONE,  NONE),
 
-    // A libvirt domain as libvirt has it.
+    // In what the next start of a running libvirt domain will differ, and the domain as libvirt has it.
+    row(DRIFT,                  Objects(DRIFTS), None,        Zone,   NONE,      NONE).secret(),
     row(DOMAIN_XML,                     String, None,        Zone,   NONE,      NONE).secret(),
 ];
 
 #[rustfmt::skip]
 const NICS: &[Property] = &[
     row("interface",                    String, None,        Zone,   ALL,       NONE),
-    row("mac",                          String, None,        Zone,   ALL,       NONE),
+    row("mac",                          String, None,        Zone,   EVERY,     NONE),
     row("vlan_id",                      Number, None,        Zone,   ALL,       ALL).optional(),
     row("nic_tag",                      String, None,        Zone,   ALL,       ALL),
     row("gateway",                      String, None,        Zone,   ALL,       ALL).optional(),
@@ -209,10 +220,10 @@ const NICS: &[Property] = &[
     row("netmask",                      String, None,        Zone,   ALL,       ALL).optional(),
     row("ip",                           String, None,        Zone,   ALL,       ALL).optional(),
     row("ips",                          List,   None,        Zone,   ALL,       ALL).optional(),
-    row("model",                        String, None,        Zone,   HVM,       HVM),
+    row("model",                        String, None,        Zone,   GUESTS,    HVM),
     row("network_uuid",                 String, None,        Zone,   ALL,       ALL).optional(),
     row("primary",                      Bool,   None,        Zone,   ALL,       ALL).optional(),
-    row("mtu",                          Number, Bytes,       Zone,   ALL,       ALL).optional(),
+    row("mtu",                          Number, Bytes,       Zone,   EVERY,     ALL).optional(),
     row("vrrp_vrid",                    Number, None,        Zone,   ALL,       ALL).optional(),
     row("vrrp_primary_ip",              String, None,        Zone,   ALL,       ALL).optional(),
     row("allowed_ips",                  List,   None,        Zone,   ALL,       ALL).optional(),
@@ -224,21 +235,21 @@ const NICS: &[Property] = &[
     row("allow_mac_spoofing",           Bool,   None,        Zone,   ALL,       ALL).optional(),
     row("allow_restricted_traffic",     Bool,   None,        Zone,   ALL,       ALL).optional(),
     row("allow_unfiltered_promisc",     Bool,   None,        Zone,   HVM,       HVM).optional(),
-    row("type",                         String, None,        Zone,   NONE,      NONE),
-    row("network",                      String, None,        Zone,   NONE,      NONE),
-    row("bridge",                       String, None,        Zone,   NONE,      NONE),
+    row("type",                         String, None,        Zone,   DOMAINS,   NONE),
+    row("network",                      String, None,        Zone,   DOMAINS,   DOMAINS),
+    row("bridge",                       String, None,        Zone,   DOMAINS,   DOMAINS),
     row("device",                       String, None,        Zone,   NONE,      NONE),
-    row("link",                         String, None,        Zone,   NONE,      NONE),
+    row("link",                         String, None,        Zone,   DOMAINS,   DOMAINS),
     row("boot_order",                   Number, None,        Zone,   NONE,      NONE),
 ];
 
 #[rustfmt::skip]
 const DISKS: &[Property] = &[
-    row("name",                         String, None,        Zone,   NONE,      NONE),
-    row("path",                         String, None,        Zone,   HVM,       NONE),
-    row("boot",                         Bool,   None,        Zone,   HVM,       HVM).optional(),
-    row("model",                        String, None,        Zone,   HVM,       HVM),
-    row("media",                        String, None,        Zone,   HVM,       HVM),
+    row("name",                         String, None,        Zone,   DOMAINS,   NONE),
+    row("path",                         String, None,        Zone,   GUESTS,    DOMAINS).optional(),
+    row("boot",                         Bool,   None,        Zone,   GUESTS,    HVM).optional(),
+    row("model",                        String, None,        Zone,   GUESTS,    HVM),
+    row("media",                        String, None,        Zone,   GUESTS,    HVM),
     row("image_size",                   Number, MiB,         Zone,   HVM,       NONE),
     row("image_uuid",                   String, None,        Zone,   HVM,       NONE),
     row("pci_slot",                     String, None,        Zone,   BHYVE,     BHYVE).optional(),
@@ -247,15 +258,15 @@ const DISKS: &[Property] = &[
     row("notrim",                       Bool,   None,        Zone,   BHYVE,     BHYVE).optional(),
     row("zfs_filesystem",               String, None,        Datasets, NONE,    NONE),
     row("zpool",                        String, None,        Datasets, HVM,     NONE),
-    row("size",                         Number, MiB,         Datasets, HVM,     BHYVE),
+    row("size",                         Number, MiB,         Datasets, HVM,     GROWING),
     row("compression",                  String, None,        Datasets, HVM,     HVM),
     row("refreservation",               Number, MiB,         Datasets, HVM,     HVM),
     row("block_size",                   Number, Bytes,       Datasets, HVM,     NONE),
     row("missing",                      Bool,   None,        Datasets, NONE,    NONE),
-    row("format",                       String, None,        Zone,   NONE,      NONE),
+    row("format",                       String, None,        Zone,   DOMAINS,   NONE),
     row("boot_order",                   Number, None,        Zone,   NONE,      NONE),
-    row("readonly",                     Bool,   None,        Zone,   NONE,      NONE),
-    row("serial",                       String, None,        Zone,   NONE,      NONE),
+    row("readonly",                     Bool,   None,        Zone,   DOMAINS,   NONE),
+    row("serial",                       String, None,        Zone,   DOMAINS,   NONE),
 ];
 
 #[rustfmt::skip]
@@ -279,4 +290,11 @@ const SNAPSHOTS: &[Property] = &[
     row("size",                         Number, MiB,         Datasets, NONE,    NONE),
     row("created_at",                   String, Timestamp,   Datasets, NONE,    NONE),
     row("state",                        String, None,        Datasets, NONE,    NONE),
+];
+
+#[rustfmt::skip]
+const DRIFTS: &[Property] = &[
+    row("property",                     String, None,        Zone,   NONE,      NONE),
+    row("live",                         String, None,        Zone,   NONE,      NONE),
+    row("config",                       String, None,        Zone,   NONE,      NONE),
 ];

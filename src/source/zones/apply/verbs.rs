@@ -26,6 +26,10 @@ pub(super) fn run(session: &mut Session<'_>, verb: &Verb) -> Result<(), Failed> 
         Verb::Snapshot(name) => snapshots::take(session, name),
         Verb::Rollback(name) => rollback(session, name),
         Verb::DeleteSnapshot(name) => snapshots::remove(session, name),
+        Verb::Suspend | Verb::Resume => {
+            let reason = format!("{verb}: only the domains of a libvirt can");
+            Err(failed(FailedKind::Invalid, &reason))
+        }
         Verb::Sync | Verb::Revert => {
             let reason = "sync and revert change nothing at a source";
             Err(failed(FailedKind::Invalid, &reason))
