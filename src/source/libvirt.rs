@@ -23,11 +23,14 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Apply, Report, Source, SourceError};
-use refuse::Refuse;
+use apply::Applier;
 use supervisor::{Message, Status, Supervisor};
 
+mod apply;
+pub mod device;
 pub mod domain;
-mod refuse;
+mod plan;
+pub mod step;
 mod supervisor;
 pub mod wire;
 
@@ -88,9 +91,11 @@ impl Libvirt {
         }
     }
 
-    /// What changes these domains: nothing yet, and it says so.
+    /// What changes these domains.
     pub fn applier(&self) -> Arc<dyn Apply> {
-        Arc::new(Refuse)
+        // Longer than the program takes to tell that a domain hangs.
+        let patience = self.options.deadline * 2;
+        Arc::new(Applier::new(self.inbox.clone(), patience))
     }
 }
 

@@ -21,34 +21,11 @@ const FOLDERS: [&str; 5] = [
     "var/log/libvirt",
 ];
 
-/// Starts libvirtd where the folders below `$1` are in the places of the host's. The user is one that
-/// libvirtd wants to exist; Debian's package libvirt-daemon-system would make it.
-const START: &str = r#"
-set -e
-cd "$1"
-mkdir -p /run/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt
-for folder in etc/libvirt run/libvirt var/lib/libvirt var/cache/libvirt var/log/libvirt; do
-    mount --bind "$folder" "/$folder"
-done
-for file in passwd group; do
-    grep -v ^libvirt-qemu: "/etc/$file" >"etc/$file"
-done
-echo 'libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin' >>etc/passwd
-echo 'libvirt-qemu:x:64055:' >>etc/group
-mount --bind etc/passwd /etc/passwd
-mount --bind etc/group /etc/group
-exec libvirtd -f "$1/etc/libvirt/libvirtd.conf" -p "$1/run/libvirtd.pid"
-"#;
+/// Starts libvirtd where the folders below `$1` are in the places of the host's.
+const START: &str = include_str!("libvirtd.sh");
 
-/// QEMU runs as root, or libvirt would probe it again and again where only root may use /dev/kvm.
-const QEMU_CONF: &str = "
-user = \"root\"
-group = \"root\"
-security_driver = \"none\"
-cgroup_controllers = []
-namespaces = []
-stdio_handler = \"file\"
-";
+/// How its QEMU driver is set up.
+const QEMU_CONF: &str = include_str!("qemu.conf");
 
 /// A host with a libvirt.
 pub struct Host {

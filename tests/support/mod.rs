@@ -20,6 +20,7 @@ use vminfod::sample;
 
 pub mod direct;
 pub mod fake;
+pub mod guest;
 pub mod inside;
 pub mod libvirt;
 pub mod listing;

@@ -11,26 +11,35 @@
 //! - Events are asked for before the first listing, so that nothing falls between the two.
 //! - Whatever comes of a connection carries its number, the *epoch*; what belongs to an earlier one is dropped.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io::Write;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 use virt::connect::Connect;
 use virt::error::{Error, ErrorNumber};
-use vminfod::source::libvirt::wire::{Line, Request};
-use vminfod::source::{Loaded, Via};
+use vminfod::source::libvirt::wire::{Answer, Line, Request};
+use vminfod::source::{Failed, FailedKind, Loaded, Via};
 
+use crate::change::Changes;
+use crate::known::{ANNOUNCED, ASKED, Known, Purpose};
 use crate::link::{self, Heard, Listening, Stats};
-use crate::load::{Job, Loaders, Outcome, is};
+use crate::load::{Job, Loaders, Outcome, Rebooted, Traits, is};
 use crate::poll::{digest, hash, poll};
 use crate::watch::Watch;
 
+mod listing;
+
 /// How soon a lost connection is tried again, and how much later after failures.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// How long a domain rests that was announced while it was being read. libvirt announces most changes twice, by a file
+/// and an event; what was read after the first is passed on meanwhile.
+const REST: Duration = Duration::from_millis(5);
 
 /// What arrives at the engine.
 pub enum Message {
@@ -42,6 +51,8 @@ pub enum Message {
     Started(u64, Uuid),
     /// A domain was read.
     Loaded(u64, Uuid, Outcome),
+    /// What is to be answered to a request, by its number, and the domain that it has changed, if any.
+    Answered(u64, Option<Uuid>, Result<Answer, Failed>),
     /// Statistics were polled.
     Stats(u64, Result<Vec<(Uuid, Stats)>, Error>),
     /// A file of the domain of this name changed.
@@ -65,47 +76,11 @@ pub struct Options {
 struct Link {
     connect: Connect,
     listening: Listening,
+    /// The version of libvirt, which stays the same: asking for it might wait.
+    version: Option<String>,
     /// The poll ends when this is dropped.
     _polling: Sender<()>,
 }
-
-/// What is known of a domain.
-#[derive(Default)]
-struct Known {
-    name: String,
-    /// What was last said of it.
-    said: Option<u64>,
-    /// It does not answer, and that has been said.
-    silent: Option<String>,
-    /// It is waiting to be read or being read.
-    busy: bool,
-    /// Since when it is being read.
-    since: Option<Instant>,
-    /// What it is being read for.
-    purpose: Purpose,
-    /// It is to be read again, for this.
-    again: Option<Purpose>,
-    /// What its statistics were when it was read.
-    stats: Option<u64>,
-}
-
-/// What a domain is read for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Purpose {
-    /// Something announced a change.
-    event: bool,
-    /// For the listing in progress.
-    scan: bool,
-}
-
-const EVENT: Purpose = Purpose {
-    event: true,
-    scan: false,
-};
-const SCAN: Purpose = Purpose {
-    event: false,
-    scan: true,
-};
 
 /// The loop and all its state.
 pub struct Engine<W> {
@@ -113,10 +88,13 @@ pub struct Engine<W> {
     out: W,
     inbox: Sender<Message>,
     loaders: Loaders,
+    changes: Changes,
     watch: Option<Watch>,
     link: Option<Link>,
     epoch: u64,
     known: HashMap<Uuid, Known>,
+    /// The domains that rest, and until when.
+    resting: VecDeque<(Instant, Uuid)>,
     /// The domains of the listing in progress that have not been read.
     scan: Option<HashSet<Uuid>>,
     /// Another reason for a listing came while one was in progress.
@@ -138,6 +116,7 @@ impl<W: Write> Engine<W> {
         out: W,
         inbox: Sender<Message>,
         loaders: Loaders,
+        changes: Changes,
         watch: Option<Watch>,
     ) -> Engine<W> {
         let now = Instant::now();
@@ -146,10 +125,12 @@ impl<W: Write> Engine<W> {
             out,
             inbox,
             loaders,
+            changes,
             watch,
             link: None,
             epoch: 0,
             known: HashMap::new(),
+            resting: VecDeque::new(),
             scan: None,
             scan_again: false,
             unplaced: BTreeMap::new(),
@@ -188,7 +169,8 @@ impl<W: Write> Engine<W> {
             .filter(|known| known.silent.is_none())
             .filter_map(|known| Some(known.since? + self.options.deadline))
             .min();
-        let due = [Some(self.next_scan), Some(self.overdue()), hung];
+        let rested = self.resting.front().map(|(until, _)| *until);
+        let due = [Some(self.next_scan), Some(self.overdue()), hung, rested];
         let first = due.into_iter().flatten().min().unwrap_or(now);
         first.saturating_duration_since(now)
     }
@@ -206,6 +188,12 @@ impl<W: Write> Engine<W> {
                 true => self.connect(),
                 false => Ok(()),
             };
+        }
+        while let Some(&(until, uuid)) = self.resting.front()
+            && now >= until
+        {
+            self.resting.pop_front();
+            self.rested(uuid);
         }
         if now >= self.next_scan {
             self.list()?;
@@ -238,11 +226,10 @@ impl<W: Write> Engine<W> {
     fn connect(&mut self) -> std::io::Result<()> {
         let uri = Some(self.options.uri.as_str());
         // Who may only look may look.
-        let connect =
-            Connect::open(uri).or_else(|error| match is(&error, ErrorNumber::AuthFailed) {
-                true => Connect::open_read_only(uri),
-                false => Err(error),
-            });
+        let connect = Connect::open(uri).or_else(|error| match is_not_allowed(&error) {
+            true => Connect::open_read_only(uri),
+            false => Err(error),
+        });
         let connect = match connect {
             Ok(connect) => connect,
             Err(error) => return self.unreachable(error.message().to_owned()),
@@ -261,11 +248,16 @@ impl<W: Write> Engine<W> {
             let pause = self.options.poll;
             move || poll(&connect, epoch, pause, &inbox, &stop)
         })?;
+        let version = connect.lib_version().ok().map(|it| {
+            let [major, minor, micro] = [it / 1_000_000, it / 1_000 % 1_000, it % 1_000];
+            format!("{major}.{minor}.{micro}")
+        });
         self.polled = Instant::now();
         self.count("connections");
         self.link = Some(Link {
             connect,
             listening,
+            version,
             _polling: polling,
         });
         self.pause = RETRY.0;
@@ -276,9 +268,11 @@ impl<W: Write> Engine<W> {
     /// Says that libvirt cannot be reached, and when to try again.
     fn unreachable(&mut self, reason: String) -> std::io::Result<()> {
         self.link = None;
+        self.changes.disconnect();
         self.retry = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(RETRY.1);
         self.scan = None;
+        self.resting.clear();
         // Whatever comes back from its threads belongs to an epoch that is over.
         self.epoch += 1;
         let hung = self.known.values().filter(|known| known.since.is_some());
@@ -289,6 +283,8 @@ impl<W: Write> Engine<W> {
         for known in self.known.values_mut() {
             *known = Known {
                 name: std::mem::take(&mut known.name),
+                // The process may well go on.
+                rebooted: known.rebooted,
                 ..Known::default()
             };
         }
@@ -321,13 +317,37 @@ impl<W: Write> Engine<W> {
             }
             Message::Request(Request::List) | Message::Lost => self.list(),
             Message::Request(Request::Reload(uuid)) => {
-                self.want(uuid, EVENT);
+                self.want(uuid, ASKED);
+                Ok(())
+            }
+            Message::Request(Request::Change(number, uuid, change)) => {
+                let Some(link) = &self.link else {
+                    let reason = self.unreachable.as_deref().unwrap_or("not connected");
+                    let failed = Failed {
+                        kind: FailedKind::Source,
+                        applied: Vec::new(),
+                        reason: format!("{}: {reason}", self.options.uri),
+                    };
+                    return self.say(&Line::Answer(number, Err(failed)));
+                };
+                let rebooted = self.known.get(&uuid).and_then(|known| known.rebooted);
+                self.changes
+                    .start(number, uuid, change, &link.connect, rebooted);
+                Ok(())
+            }
+            Message::Answered(number, changed, result) => {
+                self.say(&Line::Answer(number, result))?;
+                if let Some(uuid) = changed {
+                    self.count("changes");
+                    // Not all that changes is announced.
+                    self.want(uuid, ASKED);
+                }
                 Ok(())
             }
             Message::Heard(_, Heard::Closed) => {
                 self.unreachable("the connection to libvirt was lost".to_owned())
             }
-            Message::Heard(_, Heard::Domain(uuid, event)) => {
+            Message::Heard(_, Heard::Domain(uuid, event, run)) => {
                 self.count(link::NAMES[event]);
                 if let Some(watch) = &self.watch
                     && !self.known.contains_key(&uuid)
@@ -335,7 +355,15 @@ impl<W: Write> Engine<W> {
                     // libvirt makes its folders when there is the first to go into them.
                     watch.refresh();
                 }
-                self.want(uuid, EVENT);
+                if link::NAMES[event] == "reboot"
+                    && let Some(run) = run
+                {
+                    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+                    let at = since.map_or(0, |since| since.as_millis() as u64);
+                    let known = self.known.entry(uuid).or_default();
+                    known.rebooted = Some(Rebooted { at, run });
+                }
+                self.want(uuid, ANNOUNCED);
                 Ok(())
             }
             Message::Started(_, uuid) => {
@@ -361,76 +389,12 @@ impl<W: Write> Engine<W> {
                 self.count("files");
                 let found = self.known.iter().find(|(_, known)| known.name == name);
                 match found.map(|(uuid, _)| *uuid) {
-                    Some(uuid) => self.want(uuid, EVENT),
+                    Some(uuid) => self.want(uuid, ANNOUNCED),
                     // Whatever it is, libvirt has announced it if it is a domain; if not, the listing has it.
                     None => self.count("files_of_nobody"),
                 }
                 Ok(())
             }
-        }
-    }
-
-    /// Begins a listing.
-    fn list(&mut self) -> std::io::Result<()> {
-        let Some(link) = &self.link else {
-            return Ok(());
-        };
-        if self.scan.is_some() {
-            self.scan_again = true;
-            return Ok(());
-        }
-        self.next_scan = Instant::now() + self.options.rescan;
-        if let Some(watch) = &self.watch {
-            watch.refresh();
-        }
-        let domains = link.connect.list_all_domains(0).and_then(|domains| {
-            let named = domains
-                .iter()
-                .map(|domain| Ok((domain.uuid()?, domain.name()?)));
-            named.collect::<Result<HashMap<Uuid, String>, Error>>()
-        });
-        let domains = match domains {
-            Ok(domains) => domains,
-            Err(error) => return self.unreachable(error.message().to_owned()),
-        };
-        self.say(&Line::Begin)?;
-        self.count("listings");
-        self.known
-            .retain(|uuid, known| known.busy || domains.contains_key(uuid));
-        self.unplaced.retain(|uuid, _| domains.contains_key(uuid));
-        self.scan = Some(domains.keys().copied().collect());
-        for (uuid, name) in domains {
-            self.known.entry(uuid).or_default().name = name;
-            self.want(uuid, SCAN);
-        }
-        self.end_listing()
-    }
-
-    /// Notes that a domain of the listing in progress has been read, or given up.
-    fn listed(&mut self, uuid: Uuid) -> std::io::Result<()> {
-        if let Some(scan) = &mut self.scan
-            && scan.remove(&uuid)
-        {
-            return self.end_listing();
-        }
-        Ok(())
-    }
-
-    /// Ends the listing when all its domains have been read.
-    fn end_listing(&mut self) -> std::io::Result<()> {
-        if !self.scan.as_ref().is_some_and(HashSet::is_empty) {
-            return Ok(());
-        }
-        self.scan = None;
-        let silent = (self.known.iter())
-            .filter_map(|(uuid, known)| Some((*uuid, known.silent.clone()?)))
-            .collect();
-        let unplaced = self.unplaced.values().cloned().collect();
-        self.say(&Line::Listing { silent, unplaced })?;
-        self.health()?;
-        match std::mem::take(&mut self.scan_again) {
-            true => self.list(),
-            false => Ok(()),
         }
     }
 
@@ -440,27 +404,38 @@ impl<W: Write> Engine<W> {
             return;
         };
         let known = self.known.entry(uuid).or_default();
-        if known.busy {
-            let again = known.again.unwrap_or_default();
-            known.again = Some(Purpose {
-                event: again.event || purpose.event,
-                scan: again.scan || purpose.scan,
-            });
+        known.note(purpose);
+        if known.busy || (known.rests && !purpose.whole) {
             return;
         }
-        known.busy = true;
+        let purpose = known.again.take().unwrap_or_default();
+        (known.busy, known.rests) = (true, false);
         known.purpose = purpose;
         self.loaders.give(Job {
             epoch: self.epoch,
             connect: link.connect.clone(),
             uuid,
+            domain: known.domain.clone(),
+            rebooted: known.rebooted,
+            before: known.stats.clone(),
+            whole: purpose.whole || known.silent.is_some(),
         });
+    }
+
+    /// Has a domain read that has rested, if it still has to be.
+    fn rested(&mut self, uuid: Uuid) {
+        if let Some(known) = self.known.get_mut(&uuid)
+            && std::mem::take(&mut known.rests)
+            && let Some(purpose) = known.again.take()
+        {
+            self.want(uuid, purpose);
+        }
     }
 
     /// Has all domains read, as if each had announced a change.
     fn want_all(&mut self) {
         for uuid in self.known.keys().copied().collect::<Vec<_>>() {
-            self.want(uuid, EVENT);
+            self.want(uuid, ASKED);
         }
     }
 
@@ -471,8 +446,14 @@ impl<W: Write> Engine<W> {
         (known.busy, known.since) = (false, None);
         let (purpose, again) = (std::mem::take(&mut known.purpose), known.again.take());
         match outcome {
-            Outcome::Loaded(loaded, stats) => {
-                known.stats = Some(stats);
+            Outcome::Loaded(loaded, traits) => {
+                let Traits { stats, run, domain } = traits;
+                known.domain = Some(domain);
+                known.stats = Some(Arc::new(stats));
+                // What was heard while it was read may be of a run that was not seen yet.
+                if again.is_none() {
+                    known.rebooted = known.rebooted.filter(|it| Some(it.run) == run);
+                }
                 self.unplaced.remove(&uuid);
                 self.found(uuid, *loaded, purpose)?;
             }
@@ -499,8 +480,13 @@ impl<W: Write> Engine<W> {
         if purpose.scan || !self.known.contains_key(&uuid) {
             self.listed(uuid)?;
         }
-        if let Some(purpose) = again {
-            self.want(uuid, purpose);
+        match (again, self.known.get_mut(&uuid)) {
+            (Some(purpose), Some(known)) if !purpose.whole => {
+                (known.again, known.rests) = (again, true);
+                self.resting.push_back((Instant::now() + REST, uuid));
+            }
+            (Some(purpose), _) => self.want(uuid, purpose),
+            (None, _) => {}
         }
         Ok(())
     }
@@ -519,7 +505,8 @@ impl<W: Write> Engine<W> {
             loaded.via = Via::Scan;
             return self.say(&Line::Listed(loaded));
         }
-        if !same {
+        // Who asks waits for a reading, also for one that finds nothing new.
+        if !same || (purpose.event && purpose.whole) {
             self.say(&Line::Vm(loaded))?;
         }
         match purpose.scan {
@@ -547,10 +534,11 @@ impl<W: Write> Engine<W> {
             let stats = digest(&stats);
             // What is being read for the first time is no news.
             let is_news = self.known.get(&uuid).is_none_or(|known| {
-                known.silent.is_some() || known.stats.is_some_and(|before| before != stats)
+                let before = known.stats.as_ref();
+                known.silent.is_some() || before.is_some_and(|before| before.digest != stats)
             });
             if is_news {
-                self.want(uuid, EVENT);
+                self.want(uuid, ASKED);
             }
         }
     }
@@ -572,13 +560,10 @@ impl<W: Write> Engine<W> {
 
     fn health(&mut self) -> std::io::Result<()> {
         let link = self.link.as_ref();
-        let version = link.and_then(|link| link.connect.lib_version().ok());
         let health = json!({
             "uri": self.options.uri,
             "connected": link.is_some(),
-            "libvirt": version.map(|it| {
-                format!("{}.{}.{}", it / 1_000_000, it / 1_000 % 1_000, it % 1_000)
-            }),
+            "libvirt": link.and_then(|link| link.version.as_ref()),
             "domains": self.known.len(),
             "events_unknown_to_libvirt": link.map(|link| &link.listening.refused),
             "folders": self.watch.as_ref().map_or(Value::Null, Watch::status),
@@ -590,4 +575,13 @@ impl<W: Write> Engine<W> {
     fn say(&mut self, line: &Line) -> std::io::Result<()> {
         self.out.write_all(line.encode().as_bytes())
     }
+}
+
+/// Whether libvirt does not let us in to change anything: by its own rules, or by the mode of its socket.
+fn is_not_allowed(error: &Error) -> bool {
+    use ErrorNumber::{AuthCancelled, AuthFailed, AuthUnavailable};
+    [AuthFailed, AuthCancelled, AuthUnavailable]
+        .iter()
+        .any(|number| is(error, *number))
+        || error.message().contains("Permission denied")
 }

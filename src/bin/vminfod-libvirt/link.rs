@@ -1,5 +1,6 @@
-//! What the crate `virt` lacks of libvirt's interface: domain events, the news that a connection is lost,
-//! statistics by name, control state and addresses. All unsafe code of this program is here.
+//! What the crate `virt` lacks of libvirt's interface, or gets wrong: domain events, the news that a connection is
+//! lost, statistics by name, states, capacities and addresses, and an event loop ([`events`]). All unsafe code of this
+//! program is here.
 //!
 //! - A registration owns what its callback is given: libvirt frees it, by [`free`], when it has called it for
 //!   the last time.
@@ -7,7 +8,7 @@
 //!   are told.
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, c_char, c_int, c_longlong, c_uint, c_ulonglong, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_longlong, c_uint, c_ulonglong, c_void};
 use std::ptr;
 use std::sync::Arc;
 
@@ -18,11 +19,13 @@ use virt::domain::Domain;
 use virt::error::Error;
 use virt::sys;
 
+pub mod events;
+
 /// What a connection says by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// Something happened to a domain; which of [`NAMES`] it was.
-    Domain(Uuid, usize),
+    /// Something happened to a domain: which of [`NAMES`] it was, and the number of this run of the domain, if it ran.
+    Domain(Uuid, usize, Option<u32>),
     /// The connection is lost.
     Closed,
 }
@@ -133,7 +136,10 @@ unsafe fn pass_on(domain: sys::virDomainPtr, opaque: *mut c_void) {
     let told = unsafe { &*opaque.cast::<Told>() };
     // SAFETY: the caller says so.
     if let Some(uuid) = unsafe { uuid_of(domain) } {
-        (told.tell)(Heard::Domain(uuid, told.event));
+        // SAFETY: likewise.
+        let run = unsafe { sys::virDomainGetID(domain) };
+        let run = (run != u32::MAX).then_some(run);
+        (told.tell)(Heard::Domain(uuid, told.event, run));
     }
 }
 
@@ -427,6 +433,23 @@ pub fn waiting(domain: &Domain) -> u64 {
     match result == 0 && info.state == sys::VIR_DOMAIN_CONTROL_OCCUPIED {
         true => info.stateTime,
         false => 0,
+    }
+}
+
+/// The capacity of a disk in bytes. (`virt` has this too, and reads what is not there when libvirt refuses.)
+///
+/// # Errors
+/// Those of libvirt.
+pub fn capacity(domain: &Domain, disk: &str) -> Result<u64, Error> {
+    let disk = CString::new(disk)?;
+    // SAFETY: all zeros is a valid value of this plain struct.
+    let mut info: sys::virDomainBlockInfo = unsafe { std::mem::zeroed() };
+    // SAFETY: the domain is alive, the text ends in NUL, and libvirt fills the struct.
+    let result =
+        unsafe { sys::virDomainGetBlockInfo(domain.as_ptr(), disk.as_ptr(), &mut info, 0) };
+    match result {
+        0 => Ok(info.capacity),
+        _ => Err(Error::last_error()),
     }
 }
 

@@ -13,15 +13,22 @@ use std::time::Duration;
 use clap::Parser;
 use vminfod::source::libvirt::wire::Request;
 
+use change::Changes;
 use engine::{Engine, Message, Options};
-use load::{Context, Loaders};
+use load::{Busy, Context, Loaders};
 use watch::{Places, Watch};
 
+mod change;
 mod engine;
+mod known;
 mod link;
 mod load;
 mod poll;
+mod steps;
 mod watch;
+
+/// How long changes that are being made are waited for when the daemon has ended.
+const LAST_CHANGES: Duration = Duration::from_secs(30);
 
 /// How many domains are read at the same time.
 const LOADERS: usize = 4;
@@ -29,7 +36,7 @@ const LOADERS: usize = 4;
 #[derive(Parser)]
 #[command(
     version,
-    about = "Reads the domains of a libvirt for vminfod, which starts it"
+    about = "Reads and changes the domains of a libvirt for vminfod, which starts it"
 )]
 struct Args {
     /// The libvirt, such as qemu:///system
@@ -63,36 +70,49 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     let deadline = seconds(args.deadline)?;
     // libvirt would write each error to standard error by itself.
     virt::error::clear_error_callback();
-    virt::event::event_register_default_impl()?;
+    let events = link::events::register()?;
     thread::Builder::new().name("events".into()).spawn(|| {
         loop {
-            if let Err(error) = virt::event::event_run_default_impl() {
+            if let Err(error) = events.turn() {
                 eprintln!("libvirt's events: {error}");
                 std::process::exit(1);
             }
         }
     })?;
     let (inbox, messages) = mpsc::channel();
-    thread::Builder::new().name("stdin".into()).spawn({
-        let inbox = inbox.clone();
-        move || {
-            for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-                match Request::decode(&line) {
-                    Some(request) if inbox.send(Message::Request(request)).is_ok() => {}
-                    Some(_) => break,
-                    None => eprintln!("a request that is not understood: {line}"),
-                }
-            }
-            // The daemon has ended. Others of our threads may hang; nothing is lost with them.
-            std::process::exit(0);
-        }
-    })?;
     let places = Places::of(&args.uri, &args.root);
     let context = Context {
         config: places.as_ref().map(|places| places.config.clone()),
         run: places.as_ref().map(|places| places.run.clone()),
         deadline,
+        busy: Busy::Skip,
     };
+    // What is answered to a change has to be all there, and a change may wait.
+    let patient = Context {
+        busy: Busy::Wait,
+        ..context.clone()
+    };
+    let changes = Changes::new(args.uri.clone(), patient, inbox.clone());
+    thread::Builder::new().name("stdin".into()).spawn({
+        let (inbox, changes) = (inbox.clone(), changes.clone());
+        move || {
+            for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+                let Some(request) = Request::decode(&line) else {
+                    // What it holds may be secret.
+                    let length = line.len();
+                    eprintln!("a request of {length} bytes is not understood; is vminfod of another version?");
+                    continue;
+                };
+                if inbox.send(Message::Request(request)).is_err() {
+                    break;
+                }
+            }
+            // The daemon has ended. What it began is ended, so that nothing is left halfway; threads that read may
+            // hang, and nothing is lost with them.
+            changes.end(LAST_CHANGES);
+            std::process::exit(0);
+        }
+    })?;
     let watch = match places {
         Some(places) => Watch::start(places, inbox.clone())
             .inspect_err(|error| eprintln!("inotify: {error}"))
@@ -107,5 +127,9 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         deadline,
     };
     let out = BufWriter::with_capacity(1 << 20, std::io::stdout());
-    Ok(Engine::new(options, out, inbox, loaders, watch).run(&messages)?)
+    let engine = Engine::new(options, out, inbox, loaders, changes.clone(), watch);
+    let ended = engine.run(&messages);
+    // It ends when the daemon does not listen any more.
+    changes.end(LAST_CHANGES);
+    Ok(ended?)
 }

@@ -36,18 +36,20 @@ pub fn poll(
     }
 }
 
-/// What of the statistics says that a domain is another than before: not what merely counts.
+/// Whether a statistic says that a domain is another than before; others merely count.
+pub fn matters(name: &str) -> bool {
+    name.starts_with("state.")
+        || matches!(
+            name,
+            "balloon.current" | "balloon.maximum" | "vcpu.current" | "vcpu.maximum" | "block.count"
+        )
+        || name.ends_with(".capacity")
+        || name.ends_with(".path")
+        || name.ends_with(".name")
+}
+
+/// What tells whether the statistics that matter are the same.
 pub fn digest(stats: &Stats) -> u64 {
-    let matters = |name: &str| {
-        name.starts_with("state.")
-            || matches!(
-                name,
-                "balloon.current" | "balloon.maximum" | "vcpu.current" | "vcpu.maximum"
-            )
-            || name.ends_with(".capacity")
-            || name.ends_with(".path")
-            || name.ends_with(".name")
-    };
     let matter: Vec<_> = stats.iter().filter(|(name, _)| matters(name)).collect();
     hash(&format!("{matter:?}"))
 }

@@ -9,11 +9,11 @@ use roxmltree::{Document, Node};
 use serde_json::{Number, Value, json};
 use uuid::Uuid;
 
-use crate::vm::Object;
 use crate::vm::property::{self, DOMAIN_XML};
+use crate::vm::{Object, drift};
 
 mod devices;
-mod metadata;
+pub mod metadata;
 mod state;
 
 pub use state::state;
@@ -23,6 +23,8 @@ pub use state::state;
 pub struct Facts {
     /// The XML of the domain as it runs, or as it is defined.
     pub xml: String,
+    /// That of its definition, if it runs and has one.
+    pub config: Option<String>,
     /// `virDomainState` and the reason that belongs to it.
     pub state: (i32, i32),
     /// Whether it starts with the host.
@@ -41,15 +43,52 @@ pub struct Facts {
     pub pid: Option<u64>,
     /// When that process started, in milliseconds since 1970.
     pub booted: Option<u64>,
+    /// When it last rebooted within that process, in milliseconds since 1970.
+    pub rebooted: Option<u64>,
     /// When its definition was last written, in seconds since 1970.
     pub modified: Option<u64>,
 }
 
-/// A domain as a VM object, in the order of the property table.
+/// What tells a domain from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whose {
+    /// Its name.
+    pub name: String,
+    /// The number of this run of it; none if it does not run.
+    pub run: Option<u32>,
+}
+
+/// Whose XML it is; none if it is not that of a domain.
+pub fn whose(xml: &str) -> Option<Whose> {
+    let document = Document::parse(xml).ok()?;
+    let domain = document.root_element();
+    Some(Whose {
+        name: child(domain, "name")?.text()?.to_owned(),
+        run: domain.attribute("id").and_then(|id| id.parse().ok()),
+    })
+}
+
+/// A domain as a VM object, in the order of the property table. If it runs and is defined, the object says too in what
+/// its definition differs.
 ///
 /// # Errors
 /// When its XML is not that of a domain, or names no uuid.
 pub fn object(facts: &Facts) -> Result<Object, String> {
+    let live = configuration(facts)?;
+    let Some(xml) = &facts.config else {
+        return Ok(live);
+    };
+    // What is known beside the XML is of the domain that runs.
+    let config = configuration(&Facts {
+        xml: xml.clone(),
+        state: facts.state,
+        ..Facts::default()
+    })?;
+    Ok(drift::join(live, &config))
+}
+
+/// One configuration of a domain.
+fn configuration(facts: &Facts) -> Result<Object, String> {
     let document = Document::parse(&facts.xml).map_err(|error| format!("domain XML: {error}"))?;
     let domain = document.root_element();
     let uuid = text(domain, "uuid").and_then(|uuid| Uuid::parse_str(uuid).ok());
@@ -84,6 +123,7 @@ pub fn object(facts: &Facts) -> Result<Object, String> {
     put("managed_save", Some(facts.managed_save.into()));
     put("pid", facts.pid.map(Value::from));
     put("boot_timestamp", facts.booted.map(timestamp));
+    put("reboot_timestamp", facts.rebooted.map(timestamp));
     let modified = facts.modified.map(|seconds| timestamp(seconds * 1000));
     put("last_modified", modified);
 
@@ -198,7 +238,7 @@ fn memory_mib(node: Node<'_, '_>) -> Option<Value> {
     Some(quotient(number.checked_mul(unit)?, 20))
 }
 
-fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
+pub(super) fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
     children(node, name).next()
 }
 

@@ -5,24 +5,26 @@
 //! ```
 //!
 //! Each start of the program has a number, so that what an ended one still says is dropped.
+//!
+//! Who has a domain changed waits for the answer on a channel that this thread keeps. When the program ends the
+//! channels go, and all who wait are told so.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use super::wire::{Line, Request};
+use super::wire::{Answer, Change, Line, Request};
 use super::{LibvirtOptions, PROGRAM};
-use crate::source::{Listing, Loaded, Report};
+use crate::source::{Failed, FailedKind, Listing, Loaded, Report};
 
 /// The pause before the program is started again, and the longest that it grows to.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -38,6 +40,8 @@ pub(super) enum Message {
     Rescan,
     /// Read this VM again.
     Reload(Uuid),
+    /// Read or change this VM, and tell what came of it. Who waits is dropped if the program ends first.
+    Change(Uuid, Change, Sender<Result<Answer, Failed>>),
     /// End.
     Stop,
 }
@@ -70,7 +74,10 @@ impl Status {
 /// A program that runs. Dropping it ends it.
 struct Running {
     child: Child,
-    stdin: ChildStdin,
+    /// Where its requests are written; a thread does it, since the program may hang.
+    requests: Sender<Request>,
+    /// Who waits for the answers to its changes.
+    waiting: HashMap<u64, Sender<Result<Answer, Failed>>>,
     /// When it was last asked, and when it last answered.
     asked: Instant,
     answered: Instant,
@@ -78,7 +85,7 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It holds nothing that would be lost, and its calls may hang.
+        // Its calls may hang. Who waits for a change is told that it ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -99,6 +106,8 @@ pub(super) struct Supervisor {
     status: Arc<Mutex<Status>>,
     running: Option<Running>,
     number: u64,
+    /// How many changes were asked for.
+    changes: u64,
     pause: Duration,
     again: Instant,
     partial: Option<Partial>,
@@ -120,6 +129,7 @@ impl Supervisor {
             status,
             running: None,
             number: 0,
+            changes: 0,
             pause: PAUSE.0,
             again: Instant::now(),
             partial: None,
@@ -145,18 +155,21 @@ impl Supervisor {
             .spawn()?;
         let missing = || io::Error::other("no pipe to the program");
         let stdin = child.stdin.take().ok_or_else(missing)?;
-        // A program that reads nothing any more must not keep us waiting.
-        fcntl(&stdin, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let stdout = child.stdout.take().ok_or_else(missing)?;
         let stderr = child.stderr.take().ok_or_else(missing)?;
         let now = Instant::now();
         let pid = child.id();
+        let (requests, written) = mpsc::channel();
         self.running = Some(Running {
             child,
-            stdin,
+            requests,
+            waiting: HashMap::new(),
             asked: now,
             answered: now,
         });
+        thread::Builder::new()
+            .name("libvirt-requests".into())
+            .spawn(move || write(stdin, &written))?;
         let inbox = self.inbox.clone();
         thread::Builder::new()
             .name("libvirt-lines".into())
@@ -178,11 +191,22 @@ impl Supervisor {
     pub(super) fn run(mut self, messages: &Receiver<Message>) {
         loop {
             match messages.recv_timeout(self.rest()) {
-                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return self.leave(),
                 Ok(message) => self.take(message),
                 Err(RecvTimeoutError::Timeout) => {}
             }
             self.tick();
+        }
+    }
+
+    /// Leaves the program to end the changes that it has begun, if there are any.
+    fn leave(mut self) {
+        if let Some(running) = &mut self.running
+            && !running.waiting.is_empty()
+        {
+            // It ends by itself when nothing more can be asked of it, and waits for no change that hangs.
+            running.requests = mpsc::channel().0;
+            let _ = running.child.wait();
         }
     }
 
@@ -240,17 +264,32 @@ impl Supervisor {
             // A program that has just been started lists everything by itself.
             Message::Rescan => self.ask(Request::List),
             Message::Reload(uuid) => self.ask(Request::Reload(uuid)),
+            Message::Change(uuid, change, answer) => self.change(uuid, change, answer),
         }
     }
 
-    fn ask(&mut self, request: Request) {
+    fn change(&mut self, uuid: Uuid, change: Change, answer: Sender<Result<Answer, Failed>>) {
         let Some(running) = &mut self.running else {
+            let broken = self.status.lock().broken.clone().unwrap_or_default();
+            // Who does not wait any more needs no answer.
+            let _ = answer.send(Err(Failed {
+                kind: FailedKind::Source,
+                applied: Vec::new(),
+                reason: format!("libvirt cannot be asked: {broken}; nothing was applied"),
+            }));
             return;
         };
-        let line = request.encode();
-        // Far less than a pipe holds: it is written whole or, if the program hangs, not at all.
-        if let Err(error) = running.stdin.write_all(line.as_bytes()) {
-            debug!(%error, "{PROGRAM} does not listen");
+        self.changes += 1;
+        running.waiting.insert(self.changes, answer);
+        self.ask(Request::Change(self.changes, uuid, change));
+    }
+
+    fn ask(&mut self, request: Request) {
+        let Some(running) = &self.running else {
+            return;
+        };
+        if running.requests.send(request).is_err() {
+            debug!("{PROGRAM} does not listen");
         }
     }
 
@@ -324,6 +363,13 @@ impl Supervisor {
             Line::Unreachable(reason) => self.unreachable(&reason),
             Line::Health(health) => self.status.lock().health = health,
             Line::Pong(_) => {}
+            Line::Answer(number, result) => {
+                let running = self.running.as_mut();
+                if let Some(answer) = running.and_then(|it| it.waiting.remove(&number)) {
+                    // Who does not wait any more needs no answer.
+                    let _ = answer.send(result);
+                }
+            }
         }
     }
 
@@ -357,11 +403,21 @@ impl Supervisor {
     }
 }
 
+fn write(mut stdin: ChildStdin, requests: &Receiver<Request>) {
+    for request in requests {
+        if let Err(error) = stdin.write_all(request.encode().as_bytes()) {
+            debug!(%error, "{PROGRAM} does not listen");
+            return;
+        }
+    }
+}
+
 fn read(stdout: impl io::Read, number: u64, inbox: &Sender<Message>) {
     let lines = BufReader::with_capacity(1 << 16, stdout).lines();
     for line in lines.map_while(Result::ok) {
         let Some(line) = Line::decode(&line) else {
-            warn!("{PROGRAM} says what is not understood; is it of another version? {line:.200}");
+            // Only what kind of line it is: the rest may hold secrets.
+            warn!("{PROGRAM} says what is not understood; is it of another version? {line:.20}");
             continue;
         };
         if inbox.send(Message::Line(number, Box::new(line))).is_err() {

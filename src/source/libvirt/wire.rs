@@ -6,19 +6,24 @@
 //! A listing is the line `begin`, then `listed` or `same` for each domain that answers, and `listing` at its end.
 //! Between them may be other lines, which are newer than what was listed before them and older than what is
 //! listed after.
+//!
+//! A [`Request::Change`] has a number of its own and is answered by one [`Line::Answer`], however it ends, unless the
+//! program ends first.
 
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::source::{Failure, Loaded, Via};
+use super::step::Step;
+use crate::source::{Accepted, Failed, FailedKind, Failure, Loaded, Via};
+use crate::vm::Object;
 use crate::vm::files::Rendered;
 use crate::vm::property::Part;
 use crate::vm::{nanos, system_time};
 
 /// What the daemon asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Request {
     /// List all domains.
     List,
@@ -26,6 +31,26 @@ pub enum Request {
     Reload(Uuid),
     /// Answer with the same number.
     Ping(u64),
+    /// Read or change a domain, and answer with the same number.
+    Change(u64, Uuid, Change),
+}
+
+/// What is to be done with a domain. Afterwards it is read, unless it is gone.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// These, one after the other; none only reads it.
+    Steps(Vec<Step>),
+    /// Define it, as this object of a VM that there is not, and start it if it boots by itself.
+    Create(Object),
+}
+
+/// What came of a change that did not fail.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The domain as it was read afterwards; none if it is gone.
+    pub vm: Option<Object>,
+    /// Whether the guest has still to follow.
+    pub accepted: Accepted,
 }
 
 /// What the program says.
@@ -56,26 +81,43 @@ pub enum Line {
     Health(Value),
     /// The answer to a [`Request::Ping`].
     Pong(u64),
+    /// The answer to a [`Request::Change`].
+    Answer(u64, Result<Answer, Failed>),
 }
 
 impl Request {
     /// As a line, with its end.
-    pub fn encode(self) -> String {
+    pub fn encode(&self) -> String {
         let request = match self {
             Request::List => json!({"request": "list"}),
             Request::Reload(uuid) => json!({"request": "reload", "uuid": uuid.to_string()}),
             Request::Ping(number) => json!({"request": "ping", "number": number}),
+            Request::Change(number, uuid, change) => {
+                let (what, value) = match change {
+                    Change::Steps(steps) => ("steps", json!(steps)),
+                    Change::Create(target) => ("create", json!(target)),
+                };
+                json!({"request": "change", "number": number, "uuid": uuid.to_string(), what: value})
+            }
         };
         format!("{request}\n")
     }
 
     /// Reads a line; none if it is not understood.
     pub fn decode(line: &str) -> Option<Request> {
-        let value: Value = serde_json::from_str(line).ok()?;
+        let mut value: Value = serde_json::from_str(line).ok()?;
         match value["request"].as_str()? {
             "list" => Some(Request::List),
             "reload" => Some(Request::Reload(uuid(&value)?)),
             "ping" => Some(Request::Ping(value["number"].as_u64()?)),
+            "change" => {
+                let (number, uuid) = (value["number"].as_u64()?, uuid(&value)?);
+                let change = match (value["steps"].take(), value["create"].take()) {
+                    (Value::Null, Value::Object(target)) => Change::Create(target),
+                    (steps, _) => Change::Steps(serde_json::from_value(steps).ok()?),
+                };
+                Some(Request::Change(number, uuid, change))
+            }
             _ => None,
         }
     }
@@ -104,6 +146,17 @@ impl Line {
             Line::Unreachable(reason) => json!({"report": "unreachable", "reason": reason}),
             Line::Health(health) => json!({"report": "health", "health": health}),
             Line::Pong(number) => json!({"report": "pong", "number": number}),
+            Line::Answer(number, Ok(Answer { vm, accepted })) => {
+                let asked = *accepted == Accepted::Asked;
+                json!({"report": "answer", "number": number, "vm": vm, "asked": asked})
+            }
+            Line::Answer(number, Err(failed)) => json!({
+                "report": "failed",
+                "number": number,
+                "kind": word(failed.kind),
+                "applied": failed.applied,
+                "reason": failed.reason,
+            }),
         };
         format!("{line}\n")
     }
@@ -134,6 +187,31 @@ impl Line {
             "unreachable" => Some(Line::Unreachable(reason(&value)?)),
             "health" => Some(Line::Health(value["health"].take())),
             "pong" => Some(Line::Pong(value["number"].as_u64()?)),
+            "answer" => {
+                let vm = match value["vm"].take() {
+                    Value::Object(vm) => Some(vm),
+                    _ => None,
+                };
+                let accepted = match value["asked"].as_bool()? {
+                    true => Accepted::Asked,
+                    false => Accepted::Done,
+                };
+                Some(Line::Answer(
+                    value["number"].as_u64()?,
+                    Ok(Answer { vm, accepted }),
+                ))
+            }
+            "failed" => {
+                let applied = value["applied"].as_array()?.iter();
+                let failed = Failed {
+                    kind: kind(value["kind"].as_str()?)?,
+                    applied: applied
+                        .map(|one| Some(one.as_str()?.to_owned()))
+                        .collect::<Option<_>>()?,
+                    reason: reason(&value)?,
+                };
+                Some(Line::Answer(value["number"].as_u64()?, Err(failed)))
+            }
             _ => None,
         }
     }
@@ -153,6 +231,25 @@ fn domain(report: &str, loaded: &Loaded) -> String {
         json!(failed),
         loaded.vm.json(),
     )
+}
+
+const KINDS: [(FailedKind, &str); 6] = [
+    (FailedKind::Gone, "gone"),
+    (FailedKind::Busy, "busy"),
+    (FailedKind::Exists, "exists"),
+    (FailedKind::Invalid, "invalid"),
+    (FailedKind::Source, "source"),
+    (FailedKind::Unanswered, "unanswered"),
+];
+
+fn word(kind: FailedKind) -> &'static str {
+    let found = KINDS.iter().find(|(one, _)| *one == kind);
+    found.map_or("source", |(_, word)| word)
+}
+
+fn kind(word: &str) -> Option<FailedKind> {
+    let found = KINDS.iter().find(|(_, one)| *one == word);
+    found.map(|(kind, _)| *kind)
 }
 
 fn loaded(mut value: Value) -> Option<Loaded> {
@@ -190,13 +287,28 @@ fn pairs(value: &Value) -> Option<Vec<(String, String)>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::step::Affect;
     use super::*;
 
     const UUID: Uuid = Uuid::from_u128(7);
 
     #[test]
     fn a_request_is_read_as_it_was_written() {
-        for request in [Request::List, Request::Reload(UUID), Request::Ping(3)] {
+        let steps = vec![
+            Step::Title {
+                title: Some("a\nb".to_owned()),
+                affect: Affect::Both,
+            },
+            Step::Start,
+        ];
+        for request in [
+            Request::List,
+            Request::Reload(UUID),
+            Request::Ping(3),
+            Request::Change(4, UUID, Change::Steps(Vec::new())),
+            Request::Change(5, UUID, Change::Steps(steps)),
+            Request::Change(6, UUID, Change::Create(Object::new())),
+        ] {
             let line = request.encode();
             assert_eq!(line.matches('\n').count(), 1, "{line}");
             assert_eq!(Request::decode(&line), Some(request));
@@ -235,6 +347,28 @@ mod tests {
             Line::Unreachable("no socket".to_owned()),
             Line::Health(json!({"uri": "test:///default"})),
             Line::Pong(9),
+            Line::Answer(
+                1,
+                Ok(Answer {
+                    vm: Some(Object::new()),
+                    accepted: Accepted::Asked,
+                }),
+            ),
+            Line::Answer(
+                2,
+                Ok(Answer {
+                    vm: None,
+                    accepted: Accepted::Done,
+                }),
+            ),
+            Line::Answer(
+                3,
+                Err(Failed {
+                    kind: FailedKind::Busy,
+                    applied: vec!["alias".to_owned()],
+                    reason: "in use".to_owned(),
+                }),
+            ),
         ] {
             let text = line.encode();
             assert_eq!(text.matches('\n').count(), 1, "{text}");

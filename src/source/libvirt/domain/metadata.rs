@@ -13,7 +13,11 @@ use roxmltree::Node;
 use serde_json::Value;
 
 use super::{child, text};
+use crate::source::libvirt::device::Xml;
 use crate::vm::Object;
+
+/// What libvirt writes in front of the names of our elements.
+pub const KEY: &str = "vminfod";
 
 /// Our namespace.
 pub const NAMESPACE: &str = "urn:vminfod:vm";
@@ -50,6 +54,56 @@ pub(super) fn own(metadata: Option<Node<'_, '_>>) -> Own {
         map.insert(name.to_owned(), typed(entry.attribute("type"), text));
     }
     own
+}
+
+/// Tags and customer_metadata as the element that virDomainSetMetadata is given, which puts it into our namespace
+/// itself. None if there is nothing to keep.
+pub fn element(tags: &Object, customer_metadata: &Object) -> Option<String> {
+    written("", &[], Some(tags), Some(customer_metadata))
+}
+
+/// The same as it is within the XML of a domain.
+pub(in crate::source::libvirt) fn within_domain(
+    tags: Option<&Object>,
+    customer_metadata: Option<&Object>,
+) -> Option<String> {
+    let namespace = [("xmlns:vminfod", Some(NAMESPACE))];
+    written("vminfod:", &namespace, tags, customer_metadata)
+}
+
+fn written(
+    prefix: &str,
+    attributes: &[(&str, Option<&str>)],
+    tags: Option<&Object>,
+    customer_metadata: Option<&Object>,
+) -> Option<String> {
+    let kinds = [("tag", tags), ("customer_metadata", customer_metadata)];
+    let entries: Vec<_> = (kinds.into_iter())
+        .flat_map(|(kind, all)| {
+            all.into_iter()
+                .flatten()
+                .map(move |(name, it)| (kind, name, it))
+        })
+        .filter(|(_, _, value)| !value.is_null())
+        .collect();
+    if entries.is_empty() {
+        return None;
+    }
+    let mut xml = Xml::default();
+    let root = format!("{prefix}vm");
+    xml.open(&root, attributes);
+    for (kind, name, value) in entries {
+        let (marked, text) = match value {
+            Value::String(text) => (None, text.clone()),
+            Value::Number(number) => (Some("number"), number.to_string()),
+            Value::Bool(value) => (Some("boolean"), value.to_string()),
+            other => (None, other.to_string()),
+        };
+        let attributes = [("name", Some(name.as_str())), ("type", marked)];
+        xml.element(&format!("{prefix}{kind}"), &attributes, &text);
+    }
+    xml.close(&root);
+    Some(xml.text)
 }
 
 /// A value of the type it is marked with; text, if it is none of that type.

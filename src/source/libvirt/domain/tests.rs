@@ -104,6 +104,17 @@ fn made(facts: &Facts) -> Value {
 }
 
 #[test]
+fn the_xml_says_whose_it_is() {
+    let whose = |xml| super::whose(xml).map(|it| (it.name, it.run));
+    let runs = "<domain type='kvm' id='3'><name> a &lt; b</name></domain>";
+    assert_eq!(whose(runs), Some((" a < b".to_owned(), Some(3))));
+    let stopped = "<domain type='kvm'><name>web</name></domain>";
+    assert_eq!(whose(stopped), Some(("web".to_owned(), None)));
+    assert_eq!(whose("<domain"), None);
+    assert_eq!(whose("<domain/>"), None);
+}
+
+#[test]
 fn a_domain_has_the_properties_that_its_xml_says() {
     let mut facts = facts(NOVA);
     facts.autostart = true;
