@@ -20,6 +20,8 @@ mod burst;
 mod changing;
 mod events;
 mod latency;
+mod libvirt;
+mod libvirtd;
 mod load;
 mod messages;
 mod mounts;
@@ -44,8 +46,8 @@ use tree::Tree;
 /// Why a bench ends without a number.
 type Failure = Box<dyn std::error::Error>;
 
-const SECTIONS: [&str; 9] = [
-    "reads", "tools", "load", "latency", "burst", "writes", "zfs", "blocked", "scale",
+const SECTIONS: [&str; 10] = [
+    "reads", "tools", "load", "latency", "burst", "writes", "zfs", "blocked", "scale", "libvirt",
 ];
 
 #[derive(Parser)]
@@ -233,6 +235,7 @@ fn measure<'a>(
             scale::run(report, size, &tree)?;
             tools::run(report, &tree)
         }
+        "libvirt" => libvirt::run(report, size, scratch),
         _ => Ok(()),
     }
 }

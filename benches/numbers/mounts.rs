@@ -92,6 +92,19 @@ impl<'a> Store<'a> {
         self.dir.join(name)
     }
 
+    /// Only the folders beside a store: what is mounted is not in it.
+    pub fn empty(scratch: &'a Scratch, name: &str) -> Result<Store<'a>, Failure> {
+        let dir = scratch.dir.path().join(name);
+        for name in ["vms", "ro"] {
+            fs::create_dir_all(dir.join(name))?;
+        }
+        Ok(Store {
+            dir,
+            vms: 0,
+            scratch,
+        })
+    }
+
     /// The name of the first zone of a brand.
     pub fn zone_of(&self, brand: &str) -> Result<String, Failure> {
         let index = fs::read_to_string(self.root().join("etc/zones/index"))?;
@@ -239,12 +252,7 @@ impl Daemon<'_> {
 
     /// Seconds of a core that all its threads have used, those that have ended too.
     pub fn cpu(&self) -> Result<f64, Failure> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // The name of the program is in brackets, and may hold anything.
-        let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
-        let ticks: u64 = fields.skip(11).take(2).flat_map(str::parse::<u64>).sum();
-        let second = sysconf(SysconfVar::CLK_TCK)?.ok_or("no CLK_TCK")?;
-        Ok(ticks as f64 / second as f64)
+        cpu(self.child.id())
     }
 
     /// The status document. Reading it costs the kernel one OPEN, one READ and one RELEASE.
@@ -300,6 +308,16 @@ impl Drop for Daemon<'_> {
         end(&mut self.child, &self.store.mountpoint());
         while nix::mount::umount2(&self.store.beside("ro"), MntFlags::MNT_DETACH).is_ok() {}
     }
+}
+
+/// Seconds of a core that all threads of a process have used, those that have ended too.
+pub fn cpu(pid: u32) -> Result<f64, Failure> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name of the program is in brackets, and may hold anything.
+    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    let ticks: u64 = fields.skip(11).take(2).flat_map(str::parse::<u64>).sum();
+    let second = sysconf(SysconfVar::CLK_TCK)?.ok_or("no CLK_TCK")?;
+    Ok(ticks as f64 / second as f64)
 }
 
 /// Ends a daemon and its mount.
