@@ -202,6 +202,9 @@ impl Inner {
         match result {
             Err(failure) => {
                 debug!(vm = %uuid, what, %failure, "not changed");
+                if wait == Wait::Confirmed && failure.has_applied() {
+                    self.see(uuid, deadline);
+                }
                 answer(Err(failure));
             }
             Ok((turn, None)) => {

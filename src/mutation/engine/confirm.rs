@@ -1,5 +1,6 @@
 //! Waiting until what was applied is shown.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use crate::mutation::goal::Goal;
 use crate::mutation::turns::Turn;
 use crate::mutation::{Done, Failure, Outcome};
 use crate::source::{Accepted, FailedKind};
-use crate::vm::Object;
+use crate::vm::{self, Object};
 
 /// How long a change that was applied keeps the others of its VM waiting for its confirmation.
 const HANDOVER: Duration = Duration::from_secs(5);
@@ -94,6 +95,20 @@ impl Inner {
                 });
             }
         }
+    }
+
+    /// Waits until the mount shows what a change that failed has left, but not for a source that is too slow.
+    pub(super) fn see(&self, uuid: Uuid, deadline: Instant) {
+        let applied = Applied {
+            goal: Arc::new(Goal::There),
+            accepted: Accepted::Done,
+            _txn: None,
+            since: vm::now(),
+            last: None,
+        };
+        let until = deadline.min(Instant::now() + HANDOVER);
+        // However that ends, what is told is why the change failed.
+        let _ = self.confirm(uuid, &applied, &mut None, until);
     }
 
     /// Looks at the source whether it still has what was applied, and asks it to report.
