@@ -1,5 +1,5 @@
-//! How long the daemon takes from its start to the complete tree, beside reading all files of its store with cat(1), and
-//! the memory a VM costs then and after somebody has looked at every file.
+//! How long the daemon takes from its start to the complete tree, beside reading all files of its store with cat(1),
+//! and the memory a VM costs then and after somebody has looked at every file.
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;

@@ -66,8 +66,8 @@ impl std::fmt::Display for Messages {
     }
 }
 
-/// The counts of now, and how often they were read. A RELEASE is sent without waiting for it: they are taken once nothing
-/// comes any more but what reads them.
+/// The counts of now, and how often they were read. A RELEASE is sent without waiting for it: they are taken once
+/// nothing comes any more but what reads them.
 fn counts(daemon: &Daemon<'_>) -> Result<(Vec<(String, i64)>, i64), Failure> {
     let mut before = look(daemon)?;
     let mut looks = 1;

@@ -20,9 +20,9 @@ const OBJECT: f64 = 4_500.0;
 const RESIDENT: f64 = 7_500.0;
 /// The time the daemon works for a change with many VMs, over that with few.
 const GROWTH: f64 = 1.6;
-/// Messages that a change costs of which only a reader of `events` hears: his READ, and for whoever watches that file by
-/// inotify a truncate of it, which the kernel makes a GETATTR, a GETXATTR and a SETATTR. Now and then there is one GETATTR
-/// more.
+/// Messages that a change costs of which only a reader of `events` hears: his READ, and for whoever watches that file
+/// by inotify a truncate of it, which the kernel makes a GETATTR, a GETXATTR and a SETATTR. Now and then there is one
+/// GETATTR more.
 const A_CHANGE: f64 = 4.1;
 
 const FEW: usize = 100;

@@ -36,7 +36,8 @@ pub const LS_L: Tool = tool("ls -l", &["-l"], None);
 pub const FIND: Tool = tool("find", &[], Some(""));
 /// Lists all files below VMs.
 pub const FIND_F: Tool = tool("find -type f", &["-type", "f"], Some(""));
-/// Reads all files below VMs. What is looked for is nowhere: grep ends at the first match if nobody sees what it prints.
+/// Reads all files below VMs. What is looked for is nowhere: grep ends at the first match if nobody sees what it
+/// prints.
 pub const GREP: Tool = tool("grep -r", &["-r", "no such text anywhere"], Some(""));
 const CAT: Tool = tool("cat */state", &[], Some("/state"));
 const JQ: Tool = tool("jq .state */vm.json", &["-r", ".state"], Some("/vm.json"));

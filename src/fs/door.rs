@@ -1,10 +1,10 @@
 //! The daemon's own way into its mount, through which it makes inotify speak.
 //!
-//! inotify reports what goes through the VFS, so a change made by the server is reported only if
-//! the server goes through the VFS itself: it truncates a file to the size it has (IN_MODIFY on
-//! the file and in its directory), and makes and removes the VMs' directories (IN_CREATE,
-//! IN_DELETE). It also looks at changed files before it tells of them. Each of these is a request that the server then has to answer, so nobody
-//! who answers requests may go through the door.
+//! inotify reports what goes through the VFS, so a change made by the server is reported only if the server goes
+//! through the VFS itself: it truncates a file to the size it has (IN_MODIFY on the file and in its directory), and
+//! makes and removes the VMs' directories (IN_CREATE, IN_DELETE). It also looks at changed files before it tells of
+//! them. Each of these is a request that the server then has to answer, so nobody who answers requests may go through
+//! the door.
 //!
 //! **Whoever goes through it keeps nothing else open.** If the daemon is killed between taking such
 //! a request and answering it, the thread that sent it waits, and no signal ends the wait; what

@@ -408,8 +408,8 @@ impl Filesystem for Writable {
         reply.poll(ready & (events | always));
     }
 
-    // Names come and go with the VMs and their properties and by no other way. `mkdir` and `rmdir` of the root are how the
-    // daemon itself announces them.
+    // Names come and go with the VMs and their properties and by no other way. `mkdir` and `rmdir` of the root are how
+    // the daemon itself announces them.
 
     fn mkdir(
         &self,

@@ -1,12 +1,13 @@
 //! The two configurations of a running domain: the one it runs with, which its VM object shows, and the persistent
 //! one, which its next start uses.
 //!
-//! The object's member `drift` lists in what the second differs: entries of `property`, a path such as
-//! `ram`, `tags/role` or `nics/52:54:00:12:34:56/link`, and its values `live` and `config`, scalars, of which one that is
-//! not there is left out. A VM without the member has one configuration. Pure.
+//! The object's member `drift` lists in what the second differs: entries of `property`, a path such as `ram`,
+//! `tags/role` or `nics/52:54:00:12:34:56/link`, and its values `live` and `config`, scalars, of which one that is not
+//! there is left out. A VM without the member has one configuration. Pure.
 //!
 //! Invariant: of an object and its list the second configuration can be made, as far as it is compared: [`split`]
-//! undoes [`join`], unless several nics have one mac, which count as one. Not compared is what belongs to both (a disk's size) or comes with running (an address, `vnet3`).
+//! undoes [`join`], unless several nics have one mac, which count as one. Not compared is what belongs to both (a
+//! disk's size) or comes with running (an address, `vnet3`).
 
 use std::collections::BTreeMap;
 

@@ -526,7 +526,8 @@ impl<W: Write> Engine<W> {
         self.say(&Line::Silent(uuid, reason))
     }
 
-    /// Has those domains read whose statistics are not what they were when they were read, and those that gave no answer.
+    /// Has those domains read whose statistics are not what they were when they were read, and those that gave no
+    /// answer.
     fn compare(&mut self, all: Vec<(Uuid, Stats)>) {
         self.polled = Instant::now();
         self.count("polls");

@@ -217,8 +217,8 @@ impl Applier {
         Some(zfs.commands(&self.cancel, deadline))
     }
 
-    /// Does these steps to the datasets of a zone; a file that records them has still to be synced. When one fails, those before it are taken back, as
-    /// far as that can be done; what could not be taken back is in the error.
+    /// Does these steps to the datasets of a zone; a file that records them has still to be synced. When one fails,
+    /// those before it are taken back, as far as that can be done; what could not be taken back is in the error.
     pub(super) fn change_datasets(
         &self,
         zonename: &str,
