@@ -686,16 +686,20 @@ fn who_would_replace_a_file_is_told_to_write_it_in_place() {
 
 #[test]
 fn a_signal_that_does_nothing_ends_no_wait() {
-    let tree = Written::new(2);
+    let tree = Written::new(3);
     tree.fake.hold();
     fs::write(tree.dir().join("value"), "20").unwrap();
+    // A shell takes notice of its children.
+    let mut shell = running("bash", "trap : CHLD; echo 20 > quota", &tree.file(2, ""));
+    tree.until_waiting(1);
     let script = "exec dd if=../../value of=quota conv=notrunc status=none";
     let mut writer = running("bash", script, &tree.file(0, ""));
     let mut reader = running("bash", "exec cat events", &tree.at());
-    tree.until_waiting(1);
+    tree.until_waiting(2);
     until("the stream waits", || {
         (tree.numbers().waiting() == 1).then_some(())
     });
+    shell.signal(Signal::SIGCHLD);
     for signal in [
         Signal::SIGWINCH,
         Signal::SIGCHLD,
@@ -708,7 +712,7 @@ fn a_signal_that_does_nothing_ends_no_wait() {
     // All who wait are looked at in turn: when this one has been let go, so would they have been.
     for _ in 0..2 {
         let mut other = running("bash", "echo 20 > quota", &tree.file(1, ""));
-        tree.until_waiting(2);
+        tree.until_waiting(3);
         other.signal(Signal::SIGTERM);
         until("a writer with a signal ends", || {
             other.0.try_wait().unwrap()
@@ -719,6 +723,8 @@ fn a_signal_that_does_nothing_ends_no_wait() {
     tree.fake.let_go();
     assert!(writer.ended().success());
     assert_eq!(stderr_of(&mut writer), "");
+    assert!(shell.ended().success());
+    assert_eq!(stderr_of(&mut shell), "");
     reader.signal(Signal::SIGTERM);
 }
 

@@ -131,14 +131,19 @@ fn ended_by_signal(stat: &str) -> bool {
     flags & EXITING != 0 && exit_code & 0x7f != 0
 }
 
-/// Whether a `/proc/<tid>/status` shows a pending signal that is not blocked.
+/// Signals that neither end nor stop a program that says nothing of them: SIGCHLD, SIGCONT, SIGURG and SIGWINCH. Who
+/// catches them, as a shell does SIGCHLD, wants the calls that they come into to go on; no call on a file goes on after
+/// an EINTR.
+const HARMLESS: u64 = 1 << (17 - 1) | 1 << (18 - 1) | 1 << (23 - 1) | 1 << (28 - 1);
+
+/// Whether a `/proc/<tid>/status` shows a pending signal that is not blocked, and not harmless.
 fn pending(status: &str) -> bool {
     let mask = |field: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(field));
         line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
             .unwrap_or(0)
     };
-    (mask("SigPnd:") | mask("ShdPnd:")) & !mask("SigBlk:") != 0
+    (mask("SigPnd:") | mask("ShdPnd:")) & !mask("SigBlk:") & !HARMLESS != 0
 }
 
 #[cfg(test)]
@@ -171,6 +176,17 @@ mod tests {
             "0000000000000000",
             "0000000000000002",
             "0000000000000002"
+        )));
+        // A child of a shell has ended; with it, somebody asks the shell to end.
+        assert!(!pending(&status(
+            "0000000000000000",
+            "0000000000010000",
+            "0000000000000000"
+        )));
+        assert!(pending(&status(
+            "0000000000000000",
+            "0000000000014000",
+            "0000000000000000"
         )));
     }
 
