@@ -41,6 +41,8 @@ struct Host {
     broken: Mutex<bool>,
     /// Whether another tool has the lock of every VM.
     locked: Mutex<bool>,
+    /// How long a reading has to be allowed to take.
+    takes: Mutex<Duration>,
 }
 
 struct PlayedSource(Arc<Host>);
@@ -93,6 +95,7 @@ impl Host {
             fails: Mutex::default(),
             broken: Mutex::default(),
             locked: Mutex::default(),
+            takes: Mutex::default(),
         });
         let (source, apply) = (PlayedSource(host.clone()), PlayedApply(host.clone()));
         let mutations = Mutations::new(cache, Arc::new(source), Arc::new(apply), timeouts);
@@ -201,8 +204,15 @@ impl Apply for PlayedApply {
         uuid: Uuid,
         _: Extent,
         until: Instant,
-        _: Instant,
+        deadline: Instant,
     ) -> Result<Box<dyn Locked + '_>, Failed> {
+        if deadline < Instant::now() + *self.0.takes.lock() {
+            return Err(Failed {
+                kind: FailedKind::Source,
+                applied: Vec::new(),
+                reason: format!("{uuid}: not read in time"),
+            });
+        }
         if *self.0.locked.lock() && until <= Instant::now() {
             return Err(Failed {
                 kind: FailedKind::Busy,
@@ -547,6 +557,19 @@ fn changes_of_one_vm_are_made_in_their_order() {
             .all(|outcome| outcome == Ok(Done::Confirmed))
     );
     assert_eq!(host.get("quota"), json!(50));
+}
+
+#[test]
+fn who_is_overtaken_is_told_so_by_a_source_that_is_slow_to_read() {
+    let host = Host::new();
+    *host.takes.lock() = Duration::from_millis(500);
+    host.deaf();
+    let wish = Wish::Document(object(json!({"quota": 20})));
+    let told = host.wish(wish, Wait::Confirmed);
+    host.nudged.lock().recv_timeout(PATIENCE).unwrap();
+    host.set("quota", json!(50));
+    let why = text(told.recv_timeout(PATIENCE).unwrap());
+    assert!(why.contains("somebody has changed it since"), "{why}");
 }
 
 #[test]

@@ -83,6 +83,15 @@ impl Goal {
         }
     }
 
+    /// What is as it should be in a VM, in words; empty if nothing is.
+    pub fn met(&self, vm: &Object) -> String {
+        let Goal::Values(wanted) = self else {
+            return String::new();
+        };
+        let met = wanted.iter().filter(|one| one.holds(vm));
+        met.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
     /// What is not as it should be in a VM, in words, and the parts from which it is read.
     pub fn missing(&self, vm: Option<&Object>) -> (String, Vec<Part>) {
         let mut text = String::new();

@@ -10,13 +10,14 @@ use super::{Applied, Inner, gone};
 use crate::mutation::goal::Goal;
 use crate::mutation::turns::Turn;
 use crate::mutation::{Done, Failure, Outcome};
-use crate::source::{Accepted, FailedKind};
+use crate::source::{Accepted, Extent, FailedKind};
 use crate::vm::{self, Object};
 
 /// How long a change that was applied keeps the others of its VM waiting for its confirmation.
 const HANDOVER: Duration = Duration::from_secs(5);
 
-/// After how long the source is asked to look again, and looked at, while nothing is confirmed.
+/// After how long the source is asked to look again, and looked at, while nothing is confirmed; the last one is
+/// repeated.
 const LOOK: [Duration; 4] = [
     Duration::from_millis(250),
     Duration::from_secs(1),
@@ -27,8 +28,8 @@ const LOOK: [Duration; 4] = [
 /// How often a goal that a reading meets without a change is looked at.
 const SEEN: Duration = Duration::from_millis(5);
 
-/// How long the lock of a VM is tried when it is only to be looked at.
-const GLANCE: Duration = Duration::from_millis(20);
+/// How long the lock of a VM is tried when it is only to be looked at, and how long it may take to read it then.
+const GLANCE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
 impl Inner {
     /// Waits until the mount shows what was applied.
@@ -47,13 +48,12 @@ impl Inner {
         } = applied;
         let watch = self.shown.watch(uuid);
         let began = Instant::now();
-        let mut looks = LOOK.into_iter();
-        let mut next_look = looks.next();
+        let mut looks = 0;
         let mut was_there = false;
         let mut is_first = true;
         loop {
-            let look_at = next_look.map(|after| began + after);
-            let mut until = deadline.min(look_at.unwrap_or(deadline));
+            let look_at = began + look_after(looks);
+            let mut until = deadline.min(look_at);
             if turn.is_some() {
                 until = until.min(began + HANDOVER);
             }
@@ -81,9 +81,9 @@ impl Inner {
             }
             // Another version that is not what we want may mean that somebody was faster.
             let is_another = is_new && !std::mem::take(&mut is_first) && !goal.is_of_time();
-            if is_another || look_at.is_some_and(|at| now >= at) {
+            if is_another || now >= look_at {
                 if !is_another {
-                    next_look = looks.next();
+                    looks += 1;
                 }
                 self.look(uuid, goal, *accepted)?;
             }
@@ -118,7 +118,9 @@ impl Inner {
         if accepted == Accepted::Asked && self.shown.vm(&uuid).is_some() {
             return Ok(());
         }
-        match self.apply.lock(uuid, Instant::now() + GLANCE) {
+        let now = Instant::now();
+        let (until, deadline) = (now + GLANCE.0, now + GLANCE.1);
+        match (self.apply).lock_for(uuid, Extent::Whole, until, deadline) {
             // What a VM does takes its time; values are there or are not.
             Ok(locked)
                 if matches!(goal, Goal::Values(_))
@@ -148,11 +150,22 @@ impl Inner {
     }
 }
 
+/// How long after the beginning the source is looked at for this time.
+fn look_after(number: u32) -> Duration {
+    let last = LOOK.len() - 1;
+    let repeated = number.saturating_sub(last as u32);
+    LOOK[last.min(number as usize)] + LOOK[last] * repeated
+}
+
 /// A guest was asked, and nothing has come of it.
 fn unfollowed(goal: &Goal, vm: Option<&Object>) -> Failure {
     let (missing, _) = goal.missing(vm);
+    let applied = match vm.map(|vm| goal.met(vm)).as_deref() {
+        None | Some("") => String::new(),
+        Some(met) => format!("; applied, and stays: {met}"),
+    };
     Failure::Unconfirmed(format!(
-        "{missing}: asked; the guest has not followed. It may still do so"
+        "{missing}: asked; the guest has not followed. It may still do so{applied}"
     ))
 }
 
