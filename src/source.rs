@@ -265,6 +265,8 @@ pub enum FailedKind {
     Exists,
     /// A value that only the source can judge: an image that does not exist.
     Invalid,
+    /// Whoever the daemon runs as may not change it.
+    Forbidden,
     /// The source refused or failed.
     Source,
     /// The source has not answered in time; what was asked of it may still be done.

@@ -386,25 +386,52 @@ fn a_libvirt_that_is_absent_at_the_start_is_found_when_it_comes() {
     });
 }
 
+/// More than there are threads that read, and than libvirtd answers calls of one client at a time.
+const HUNG: usize = 6;
+
 #[test]
-fn a_domain_that_hangs_makes_only_itself_stale() {
+fn domains_that_hang_make_only_themselves_stale() {
     let host = Host::start();
-    let (hung, well) = (host.define("hung", ""), host.define("well", ""));
-    host.virsh(&["start", "hung"]);
+    let well = host.define("well", "");
     host.virsh(&["start", "well"]);
-    let mounted = host.mount("private,libvirt_poll=0.2,load_deadline=0.5");
-    let qemu = host.qemu_pid("hung");
-    kill(qemu, Signal::SIGSTOP).unwrap();
-    let reason = until("the hung one is stale", || mounted.stale(&hung));
-    assert!(reason.contains("domain hung"), "{reason}");
-    assert_eq!(mounted.read(format!("{hung}/state")), "running\n");
-    host.virsh(&["suspend", "well"]);
-    mounted.until(&well, "state", "paused");
-    assert_eq!(mounted.stale(&well), None);
-    kill(qemu, Signal::SIGCONT).unwrap();
-    until("it is repaired", || {
-        mounted.stale(&hung).is_none().then_some(())
+    let hung: Vec<(String, Pid)> = (0..HUNG)
+        .map(|number| {
+            let name = format!("hung{number}");
+            let uuid = host.define(&name, "");
+            host.virsh(&["start", &name]);
+            (uuid, host.qemu_pid(&name))
+        })
+        .collect();
+    let mounted = host.mount("private,rescan=1,libvirt_poll=3600,load_deadline=0.5");
+    for (_, qemu) in &hung {
+        kill(*qemu, Signal::SIGSTOP).unwrap();
+    }
+    for (number, (uuid, _)) in hung.iter().enumerate() {
+        let reason = until("a hung one is stale", || mounted.stale(uuid));
+        assert!(reason.contains(&format!("domain hung{number}")), "{reason}");
+        assert_eq!(mounted.read(format!("{uuid}/state")), "running\n");
+    }
+    for (verb, state) in [("suspend", "paused"), ("resume", "running")] {
+        host.virsh(&[verb, "well"]);
+        mounted.until(&well, "state", state);
+    }
+    until("the other is not stale", || {
+        mounted.stale(&well).is_none().then_some(())
     });
+    // A listing begins when the one before has ended, which waits for none of those that hang.
+    let listings = || mounted.status()["fswatcher"]["libvirt"]["announced"]["listings"].as_u64();
+    let before = listings().unwrap();
+    until("a listing has ended", || {
+        (listings() >= Some(before + 2)).then_some(())
+    });
+    for (_, qemu) in &hung {
+        kill(*qemu, Signal::SIGCONT).unwrap();
+    }
+    for (uuid, _) in &hung {
+        until("it is repaired", || {
+            mounted.stale(uuid).is_none().then_some(())
+        });
+    }
 }
 
 #[test]

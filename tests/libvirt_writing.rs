@@ -308,6 +308,11 @@ fn a_guest_that_does_not_follow_is_told_as_what_it_is() {
             "{text}: {why}"
         );
     }
+    let why = mounted.read(format!("{uuid}/last_error"));
+    assert!(
+        why.contains("applied, and stays: ram = 32 (config)"),
+        "{why}"
+    );
     // What did not need it is done, and what it does not do is not shown.
     assert_eq!(mounted.read(format!("{uuid}/state")), "running\n");
     let ram = mounted.json(format!("{uuid}/vm.json"))["ram"].clone();
@@ -440,6 +445,44 @@ fn disks_and_media_come_and_go() {
     payload(&mounted, &uuid, &json!({"remove_disks": ["vdb"]}));
     assert!(!xml(&host, &["web"]).contains(&data));
     assert!(PathBuf::from(&data).exists(), "what is on a disk stays");
+}
+
+#[test]
+fn a_drive_whose_medium_was_not_taken_has_no_size() {
+    let host = Host::start();
+    let (disk, devices) = host.disk("1G");
+    let image = host.path("a.iso").to_str().unwrap().to_owned();
+    run(Command::new("qemu-img").args(["create", "-q", "-f", "raw", &image, "8M"])).succeeded();
+    let drive = format!(
+        "<disk type='file' device='cdrom'><source file='{image}'/><target dev='sda' bus='sata'/><readonly/></disk>\
+         <controller type='sata' index='0'/>"
+    );
+    let uuid = host.define_deaf("web", &format!("{devices}{drive}"));
+    host.virsh(&["start", "web"]);
+    let mounted = host.mount("private,rescan=3600,libvirt_poll=0.2");
+    assert_eq!(mounted.read(format!("{uuid}/disks/sda/size")), "8\n");
+    // The guest writes to it, so nobody else opens it; QEMU has taken the other medium out by then.
+    refused(&mounted, &uuid, "disks/sda/path", &disk, Errno::EIO);
+    until("it has no size", || {
+        (!mounted.path(&uuid).join("disks/sda/size").exists()).then_some(())
+    });
+    // What nobody has changed is no wish of who writes a whole object.
+    let mut whole = mounted.json(format!("{uuid}/vm.json"));
+    whole["alias"] = "other".into();
+    write(&mounted, &uuid, "vm.json", &whole.to_string());
+}
+
+#[test]
+fn who_may_only_read_is_told_so_when_he_writes() {
+    let host = Host::start();
+    let uuid = host.define("web", "");
+    let uri = host.qemu().replace("libvirt-sock", "libvirt-sock-ro");
+    let mounted = host.mount_at(&uri, OPTIONS);
+    for (file, text) in [("alias", "other"), ("ctl", "start")] {
+        let why = refused(&mounted, &uuid, file, text, Errno::EPERM);
+        assert!(why.contains("read only"), "{why}");
+    }
+    assert_eq!(mounted.read(format!("{uuid}/alias")), "web\n");
 }
 
 #[test]

@@ -825,6 +825,14 @@ fn a_change_can_be_undone_but_disks_stay_as_large_as_they_are() {
         json!({"interface": "net2", "mac": "52:54:00:00:00:01", "type": "network", "model": "virtio",
             "network": "default", "link": "up"})
     );
+    let mut direct = vm.clone();
+    let kind = direct["nics"].as_array_mut().unwrap();
+    kind[0]["type"] = "direct".into();
+    kind[0].as_object_mut().unwrap().shift_remove("network");
+    let mac = kind[0]["mac"].clone();
+    let target = updated(&direct, json!({"remove_nics": [mac]}));
+    let error = revert(&target, &direct, &target).unwrap_err();
+    assert!(error.message.contains("none of this type"), "{error}");
     let grown = updated(&vm, json!({"quota": 30}));
     let error = revert(&grown, &vm, &grown).unwrap_err();
     assert_eq!(
@@ -1207,6 +1215,18 @@ fn what_was_done_is_seen_by_the_state_or_by_the_domain_being_gone() {
         let mut again = running.clone();
         again.insert(name.into(), value);
         assert!(reboot.confirmed(&running, Some(&again)), "{name}");
+        // A trace that is not seen any more is none of a reboot.
+        assert!(
+            !reboot.confirmed(
+                &again,
+                Some(&{
+                    let mut lost = again.clone();
+                    lost.shift_remove(name);
+                    lost
+                })
+            ),
+            "{name}"
+        );
         again.insert("state".into(), json!("stopped"));
         assert!(!reboot.confirmed(&running, Some(&again)));
     }

@@ -556,6 +556,10 @@ fn failure(uuid: Uuid, failed: Failed) -> Failure {
             kind: InvalidKind::Value,
             message: reason,
         }),
+        FailedKind::Forbidden => Failure::Refused(Invalid {
+            kind: InvalidKind::Fixed,
+            message: reason,
+        }),
         FailedKind::Unanswered => Failure::Unconfirmed(reason),
         FailedKind::Source => {
             debug!(vm = %uuid, reason, ?applied, "the source failed");

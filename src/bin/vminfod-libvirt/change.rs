@@ -1,7 +1,7 @@
 //! The changes of domains: each is made by a thread `change` of its own, with a connection that nothing is read by.
 //! A libvirtd serves few calls of one client at a time, so changes that hang would keep the reading waiting.
 //!
-//! - A change is answered once, by [`Message::Answered`], however it ends.
+//! - A change is answered once, by [`Message::Answered`], however it ends, unless the program ends first.
 //! - After [`Changes::end`] none is begun.
 //! - No lock is held during a call to libvirt.
 
@@ -17,7 +17,7 @@ use virt::connect::Connect;
 use vminfod::source::libvirt::wire::{Answer, Change};
 use vminfod::source::{Failed, FailedKind};
 
-use crate::engine::Message;
+use crate::engine::{Message, is_not_allowed, is_within_this_process};
 use crate::load::{Context, Rebooted};
 use crate::steps::Work;
 
@@ -158,7 +158,7 @@ impl Inner {
         while state.places >= MOST && !state.is_over {
             self.fewer.wait(&mut state);
         }
-        if state.is_over && state.places >= MOST {
+        if state.is_over {
             return Err(failed("the daemon ends: nothing was applied".to_owned()));
         }
         state.places += 1;
@@ -202,8 +202,17 @@ impl Inner {
                 return Ok((connect, epoch));
             }
         };
-        let connect = Connect::open(Some(&self.uri))
-            .map_err(|error| failed(format!("{}: {}", self.uri, error.message())))?;
+        let uri = &self.uri;
+        let connect = Connect::open(Some(uri)).map_err(|error| match is_not_allowed(&error) {
+            true => Failed {
+                kind: FailedKind::Forbidden,
+                ..failed(format!(
+                    "{uri}: libvirt lets vminfod only read: {}; run it as a user that may change domains",
+                    error.message()
+                ))
+            },
+            false => failed(format!("{uri}: {}", error.message())),
+        })?;
         // As for the connection that is read by.
         let _ = connect.set_keep_alive(3, 3);
         Ok((connect, epoch))
@@ -218,11 +227,6 @@ impl Inner {
             state.idle.push(connect);
         }
     }
-}
-
-/// Whether the driver keeps its domains in this process, and apart for each connection.
-fn is_within_this_process(uri: &str) -> bool {
-    uri.starts_with("test:")
 }
 
 fn failed(reason: String) -> Failed {

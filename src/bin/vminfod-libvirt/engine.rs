@@ -1,41 +1,43 @@
 //! The loop of the program: it owns the connection, decides what is read when, and says what was found.
 //!
 //! ```text
-//!   stdin ───────────────┐                   ┌─▶ load-N ─┐
-//!   domain events, close ┼──▶ engine ──jobs──┤           ├──▶ engine ──lines──▶ stdout
-//!   inotify, poll, timer ┘   (main thread)   └─▶ …       ┘
+//!   stdin ───────────────┐                   ┌─▶ load ─┐
+//!   domain events, close ┼──▶ engine ──jobs──┤         ├──▶ engine ──lines──▶ stdout
+//!   inotify, poll, timer ┘   (main thread)   └─▶ …     ┘
 //! ```
 //!
-//! - At most one thread reads a domain; what is announced meanwhile has it read again. So what is said of a
-//!   domain is in the order in which it was read.
+//! - Of one connection, at most one of these threads reads a domain; what is announced meanwhile has it read again. So
+//!   what is said of a domain is in the order in which it was read.
+//! - Who reads takes long at most once: then the domain is given up until its reading ends, and the next ones are read
+//!   by another thread and another connection.
 //! - Events are asked for before the first listing, so that nothing falls between the two.
 //! - Whatever comes of a connection carries its number, the *epoch*; what belongs to an earlier one is dropped.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 use virt::connect::Connect;
-use virt::error::{Error, ErrorNumber};
+use virt::error::Error;
 use vminfod::source::libvirt::wire::{Answer, Line, Request};
 use vminfod::source::{Failed, FailedKind, Loaded, Via};
 
 use crate::change::Changes;
 use crate::known::{ANNOUNCED, ASKED, Known, Purpose};
-use crate::link::{self, Heard, Listening, Stats};
-use crate::load::{Job, Loaders, Outcome, Rebooted, Traits, is};
-use crate::poll::{digest, hash, poll};
+use crate::link::{self, Heard, Stats};
+use crate::load::{End, Job, Loaders, Outcome, Rebooted, Traits};
+use crate::poll::{digest, hash};
 use crate::watch::Watch;
 
+mod connection;
 mod listing;
 
-/// How soon a lost connection is tried again, and how much later after failures.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+use connection::{Link, RETRY};
+pub use connection::{is_not_allowed, is_within_this_process};
 
 /// How long a domain rests that was announced while it was being read. libvirt announces most changes twice, by a file
 /// and an event; what was read after the first is passed on meanwhile.
@@ -53,6 +55,8 @@ pub enum Message {
     Loaded(u64, Uuid, Outcome),
     /// What is to be answered to a request, by its number, and the domain that it has changed, if any.
     Answered(u64, Option<Uuid>, Result<Answer, Failed>),
+    /// Another connection to read by was opened.
+    Reader(u64, Result<Connect, Error>),
     /// Statistics were polled.
     Stats(u64, Result<Vec<(Uuid, Stats)>, Error>),
     /// A file of the domain of this name changed.
@@ -70,16 +74,6 @@ pub struct Options {
     pub rescan: Duration,
     pub poll: Duration,
     pub deadline: Duration,
-}
-
-/// A connection. Dropping it ends its poll and its events.
-struct Link {
-    connect: Connect,
-    listening: Listening,
-    /// The version of libvirt, which stays the same: asking for it might wait.
-    version: Option<String>,
-    /// The poll ends when this is dropped.
-    _polling: Sender<()>,
 }
 
 /// The loop and all its state.
@@ -165,9 +159,9 @@ impl<W: Write> Engine<W> {
         let Some(_) = &self.link else {
             return self.retry.saturating_duration_since(now);
         };
+        let deadline = self.options.deadline;
         let hung = (self.known.values())
-            .filter(|known| known.silent.is_none())
-            .filter_map(|known| Some(known.since? + self.options.deadline))
+            .filter_map(|known| known.hangs_at(deadline))
             .min();
         let rested = self.resting.front().map(|(until, _)| *until);
         let due = [Some(self.next_scan), Some(self.overdue()), hung, rested];
@@ -206,95 +200,26 @@ impl<W: Write> Engine<W> {
         }
         let deadline = self.options.deadline;
         let hung: Vec<Uuid> = (self.known.iter())
-            .filter(|(_, known)| known.silent.is_none())
-            .filter(|(_, known)| known.since.is_some_and(|since| now >= since + deadline))
+            .filter(|(_, known)| known.hangs_at(deadline).is_some_and(|at| now >= at))
             .map(|(uuid, _)| *uuid)
             .collect();
+        let is_more = !hung.is_empty();
         for uuid in hung {
-            self.loaders.replace();
-            let name = self.known.get(&uuid).map_or("", |known| &known.name);
+            let Some(known) = self.known.get_mut(&uuid) else {
+                continue;
+            };
+            known.given_up = true;
+            self.loaders.give_up(&known.end);
             let reason = format!(
-                "domain {name}: libvirt has not answered for {}s",
+                "domain {}: libvirt has not answered for {}s",
+                known.name,
                 deadline.as_secs_f64()
             );
             self.silent(uuid, reason)?;
             self.listed(uuid)?;
         }
-        Ok(())
-    }
-
-    fn connect(&mut self) -> std::io::Result<()> {
-        let uri = Some(self.options.uri.as_str());
-        // Who may only look may look.
-        let connect = Connect::open(uri).or_else(|error| match is_not_allowed(&error) {
-            true => Connect::open_read_only(uri),
-            false => Err(error),
-        });
-        let connect = match connect {
-            Ok(connect) => connect,
-            Err(error) => return self.unreachable(error.message().to_owned()),
-        };
-        // A libvirt that hangs is a lost one after these; a driver within this process needs no such thing.
-        let _ = connect.set_keep_alive(3, 3);
-        self.epoch += 1;
-        let (epoch, inbox) = (self.epoch, self.inbox.clone());
-        let listening = link::listen(&connect, move |heard| {
-            // The engine ends only with the program.
-            let _ = inbox.send(Message::Heard(epoch, heard));
-        });
-        let (polling, stop) = mpsc::channel();
-        thread::Builder::new().name("poll".into()).spawn({
-            let (connect, inbox) = (connect.clone(), self.inbox.clone());
-            let pause = self.options.poll;
-            move || poll(&connect, epoch, pause, &inbox, &stop)
-        })?;
-        let version = connect.lib_version().ok().map(|it| {
-            let [major, minor, micro] = [it / 1_000_000, it / 1_000 % 1_000, it % 1_000];
-            format!("{major}.{minor}.{micro}")
-        });
-        self.polled = Instant::now();
-        self.count("connections");
-        self.link = Some(Link {
-            connect,
-            listening,
-            version,
-            _polling: polling,
-        });
-        self.pause = RETRY.0;
-        self.unreachable = None;
-        self.list()
-    }
-
-    /// Says that libvirt cannot be reached, and when to try again.
-    fn unreachable(&mut self, reason: String) -> std::io::Result<()> {
-        self.link = None;
-        self.changes.disconnect();
-        self.retry = Instant::now() + self.pause;
-        self.pause = (self.pause * 2).min(RETRY.1);
-        self.scan = None;
-        self.resting.clear();
-        // Whatever comes back from its threads belongs to an epoch that is over.
-        self.epoch += 1;
-        let hung = self.known.values().filter(|known| known.since.is_some());
-        for _ in hung {
-            // They may wait for an answer that never comes.
-            self.loaders.replace();
-        }
-        for known in self.known.values_mut() {
-            *known = Known {
-                name: std::mem::take(&mut known.name),
-                // The process may well go on.
-                rebooted: known.rebooted,
-                ..Known::default()
-            };
-        }
-        if self.unreachable.as_ref() != Some(&reason) {
-            self.say(&Line::Unreachable(format!(
-                "{}: {reason}",
-                self.options.uri
-            )))?;
-            self.unreachable = Some(reason);
-            self.health()?;
+        if is_more {
+            self.leave_reader();
         }
         Ok(())
     }
@@ -304,6 +229,7 @@ impl<W: Write> Engine<W> {
             Message::Heard(epoch, _)
             | Message::Started(epoch, _)
             | Message::Loaded(epoch, ..)
+            | Message::Reader(epoch, _)
             | Message::Stats(epoch, _) => *epoch,
             _ => self.epoch,
         };
@@ -373,6 +299,10 @@ impl<W: Write> Engine<W> {
                 Ok(())
             }
             Message::Loaded(_, uuid, outcome) => self.loaded(uuid, outcome),
+            Message::Reader(_, opened) => {
+                self.read_by(opened);
+                Ok(())
+            }
             Message::Stats(_, Ok(all)) => {
                 self.compare(all);
                 Ok(())
@@ -400,9 +330,9 @@ impl<W: Write> Engine<W> {
 
     /// Has a domain read, now or when it is free.
     fn want(&mut self, uuid: Uuid, purpose: Purpose) {
-        let Some(link) = &self.link else {
+        if self.link.is_none() {
             return;
-        };
+        }
         let known = self.known.entry(uuid).or_default();
         known.note(purpose);
         if known.busy || (known.rests && !purpose.whole) {
@@ -410,15 +340,15 @@ impl<W: Write> Engine<W> {
         }
         let purpose = known.again.take().unwrap_or_default();
         (known.busy, known.rests) = (true, false);
-        known.purpose = purpose;
+        (known.purpose, known.end) = (purpose, End::default());
         self.loaders.give(Job {
             epoch: self.epoch,
-            connect: link.connect.clone(),
             uuid,
             domain: known.domain.clone(),
             rebooted: known.rebooted,
             before: known.stats.clone(),
             whole: purpose.whole || known.silent.is_some(),
+            end: known.end.clone(),
         });
     }
 
@@ -443,7 +373,7 @@ impl<W: Write> Engine<W> {
         let Some(known) = self.known.get_mut(&uuid) else {
             return Ok(());
         };
-        (known.busy, known.since) = (false, None);
+        (known.busy, known.since, known.given_up) = (false, None, false);
         let (purpose, again) = (std::mem::take(&mut known.purpose), known.again.take());
         match outcome {
             Outcome::Loaded(loaded, traits) => {
@@ -467,14 +397,13 @@ impl<W: Write> Engine<W> {
                 self.silent(uuid, reason)?;
             }
             Outcome::Failed(reason) => {
-                if self
-                    .link
-                    .as_ref()
-                    .is_some_and(|link| !link.connect.is_alive().unwrap_or(false))
-                {
+                if self.is_lost() {
                     return self.unreachable(reason);
                 }
                 self.silent(uuid, reason)?;
+                if !self.loaders.is_connected() {
+                    self.leave_reader();
+                }
             }
         }
         if purpose.scan || !self.known.contains_key(&uuid) {
@@ -501,15 +430,20 @@ impl<W: Write> Engine<W> {
         known.name.clone_from(&loaded.zonename);
         (known.said, known.silent) = (Some(said), None);
         let observed = loaded.observed;
-        if purpose.scan && !purpose.event && !same {
-            loaded.via = Via::Scan;
+        // A listing may have gone on without it.
+        let listing = purpose.scan && (self.scan.as_ref()).is_some_and(|scan| scan.contains(&uuid));
+        if listing && !purpose.event && !same {
+            // What changed while there was no connection was not missed.
+            if self.link.as_ref().is_some_and(|link| link.listed) {
+                loaded.via = Via::Scan;
+            }
             return self.say(&Line::Listed(loaded));
         }
         // Who asks waits for a reading, also for one that finds nothing new.
         if !same || (purpose.event && purpose.whole) {
             self.say(&Line::Vm(loaded))?;
         }
-        match purpose.scan {
+        match listing {
             true => self.say(&Line::Same(uuid, observed)),
             false => Ok(()),
         }
@@ -547,11 +481,9 @@ impl<W: Write> Engine<W> {
     /// Says that the connection is lost, if that is what an error means.
     fn check(&mut self, error: &Error) -> std::io::Result<()> {
         self.polled = Instant::now();
-        match &self.link {
-            Some(link) if !link.connect.is_alive().unwrap_or(false) => {
-                self.unreachable(error.message().to_owned())
-            }
-            _ => Ok(()),
+        match self.is_lost() {
+            true => self.unreachable(error.message().to_owned()),
+            false => Ok(()),
         }
     }
 
@@ -564,6 +496,7 @@ impl<W: Write> Engine<W> {
         let health = json!({
             "uri": self.options.uri,
             "connected": link.is_some(),
+            "reads_only": link.map(|link| link.reads_only),
             "libvirt": link.and_then(|link| link.version.as_ref()),
             "domains": self.known.len(),
             "events_unknown_to_libvirt": link.map(|link| &link.listening.refused),
@@ -576,13 +509,4 @@ impl<W: Write> Engine<W> {
     fn say(&mut self, line: &Line) -> std::io::Result<()> {
         self.out.write_all(line.encode().as_bytes())
     }
-}
-
-/// Whether libvirt does not let us in to change anything: by its own rules, or by the mode of its socket.
-fn is_not_allowed(error: &Error) -> bool {
-    use ErrorNumber::{AuthCancelled, AuthFailed, AuthUnavailable};
-    [AuthFailed, AuthCancelled, AuthUnavailable]
-        .iter()
-        .any(|number| is(error, *number))
-        || error.message().contains("Permission denied")
 }

@@ -1,11 +1,11 @@
 //! What is known of a domain, and why it is read.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use virt::domain::Domain;
 
-use crate::load::{Rebooted, Statistics};
+use crate::load::{End, Rebooted, Statistics};
 
 /// What is known of a domain.
 #[derive(Default)]
@@ -21,6 +21,10 @@ pub struct Known {
     pub busy: bool,
     /// Since when it is being read.
     pub since: Option<Instant>,
+    /// That has taken too long, and is not waited for.
+    pub given_up: bool,
+    /// Tells the thread that reads it whether it was given up.
+    pub end: End,
     /// What it is being read for.
     pub purpose: Purpose,
     /// It is to be read again, for this.
@@ -34,6 +38,11 @@ pub struct Known {
 }
 
 impl Known {
+    /// When its reading has taken too long, if one may take so long.
+    pub fn hangs_at(&self, deadline: Duration) -> Option<Instant> {
+        Some(self.since.filter(|_| !self.given_up)? + deadline)
+    }
+
     /// Notes that it is to be read again.
     pub fn note(&mut self, purpose: Purpose) {
         self.again = Some(self.again.take().unwrap_or_default().and(purpose));

@@ -423,6 +423,13 @@ pub fn state(domain: &Domain) -> Result<(i32, i32), Error> {
     }
 }
 
+/// Whether a domain is asked by this connection.
+pub fn is_of(domain: &Domain, connection: &Connect) -> bool {
+    // SAFETY: the pointers are only compared.
+    let is_same = |its: Connect| unsafe { its.as_ptr() == connection.as_ptr() };
+    domain.connect().is_ok_and(is_same)
+}
+
 /// For how many milliseconds a running domain has kept libvirt waiting for the end of one command; 0 if it
 /// does not.
 pub fn waiting(domain: &Domain) -> u64 {

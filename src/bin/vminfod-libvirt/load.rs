@@ -1,13 +1,13 @@
 //! Reading one domain, and the threads that do it.
 //!
-//! Each thread `load-N` takes one domain after the other. A call that hangs keeps its thread; the engine sees
-//! how long each has taken, gives the domain up and calls [`Loaders::replace`].
+//! Each thread `load` takes one domain after the other. A call that hangs keeps its thread; the engine sees how long
+//! each has taken, and gives up the domain and its thread: [`Loaders::give_up`].
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -36,7 +36,6 @@ const ATTEMPTS: u32 = 3;
 pub struct Job {
     /// Which connection this is about.
     pub epoch: u64,
-    pub connect: Connect,
     pub uuid: Uuid,
     /// As it was last asked; spares looking it up.
     pub domain: Option<Domain>,
@@ -45,6 +44,17 @@ pub struct Job {
     pub before: Option<Arc<Statistics>>,
     /// Whether they are asked for again though the XML is what it was.
     pub whole: bool,
+    pub end: End,
+}
+
+/// Who was first: the thread that has read a domain, or the engine, which has given it up.
+#[derive(Clone, Debug, Default)]
+pub struct End(Arc<AtomicBool>);
+
+impl End {
+    fn is_first(&self) -> bool {
+        !self.0.swap(true, Ordering::Relaxed)
+    }
 }
 
 /// What the statistics of a domain were, as far as they tell more than what merely counts.
@@ -120,11 +130,18 @@ pub struct Context {
 /// The threads.
 pub struct Loaders {
     jobs: Sender<Job>,
-    queue: Arc<Mutex<Receiver<Job>>>,
-    context: Arc<Context>,
+    /// How many threads have to be started in the places of those that hang.
+    missing: usize,
+    common: Arc<Common>,
+}
+
+/// What the threads have in common.
+struct Common {
+    queue: Mutex<Receiver<Job>>,
+    /// What domains are read by, and its epoch.
+    reader: Mutex<Option<(u64, Connect)>>,
+    context: Context,
     inbox: Sender<Message>,
-    /// How many threads there are beyond those that are wanted: those that hung go when they can.
-    excess: Arc<AtomicUsize>,
 }
 
 impl Loaders {
@@ -134,12 +151,16 @@ impl Loaders {
         inbox: Sender<Message>,
     ) -> std::io::Result<Loaders> {
         let (jobs, queue) = mpsc::channel();
+        let common = Common {
+            queue: Mutex::new(queue),
+            reader: Mutex::default(),
+            context,
+            inbox,
+        };
         let loaders = Loaders {
             jobs,
-            queue: Arc::new(Mutex::new(queue)),
-            context: Arc::new(context),
-            inbox,
-            excess: Arc::default(),
+            missing: 0,
+            common: Arc::new(common),
         };
         for _ in 0..count {
             loaders.spawn()?;
@@ -147,60 +168,76 @@ impl Loaders {
         Ok(loaders)
     }
 
+    /// Reads by this connection from now on; without one nothing is read.
+    pub fn read_by(&self, reader: Option<(u64, Connect)>) {
+        let before = std::mem::replace(&mut *self.common.reader.lock(), reader);
+        // Closing it may take a while.
+        drop(before);
+    }
+
+    /// Whether what is read by is connected.
+    pub fn is_connected(&self) -> bool {
+        let reader = self.common.reader.lock();
+        (reader.as_ref()).is_some_and(|(_, reader)| reader.is_alive().unwrap_or(false))
+    }
+
     pub fn give(&self, job: Job) {
         // The other end is held here.
         let _ = self.jobs.send(job);
     }
 
-    /// Starts another thread in the place of one that hangs.
-    pub fn replace(&self) {
-        match self.spawn() {
-            Ok(()) => {
-                self.excess.fetch_add(1, Ordering::Relaxed);
+    /// Does not wait for a thread that hangs; it goes when it can.
+    pub fn give_up(&mut self, end: &End) {
+        if end.is_first() {
+            self.missing += 1;
+        }
+    }
+
+    /// Starts threads in the places of those that hang.
+    pub fn refill(&mut self) {
+        for _ in 0..std::mem::take(&mut self.missing) {
+            if let Err(error) = self.spawn() {
+                eprintln!("cannot start another thread to read domains: {error}");
             }
-            Err(error) => eprintln!("cannot start another thread to read domains: {error}"),
         }
     }
 
     fn spawn(&self) -> std::io::Result<()> {
-        let (queue, inbox) = (self.queue.clone(), self.inbox.clone());
-        let (context, excess) = (self.context.clone(), self.excess.clone());
-        thread::Builder::new().name("load".into()).spawn(move || {
-            loop {
-                let next = queue.lock().recv();
-                let Ok(job) = next else { return };
-                let Job {
-                    epoch,
-                    connect,
-                    uuid,
-                    domain,
-                    rebooted,
-                    before,
-                    whole,
-                } = job;
-                if inbox.send(Message::Started(epoch, uuid)).is_err() {
-                    return;
-                }
-                let before = Before {
-                    stats: before.as_deref(),
-                    whole,
-                    rebooted,
-                };
-                let read = || load(&connect, uuid, domain.clone(), before, &context);
+        let common = self.common.clone();
+        thread::Builder::new()
+            .name("load".into())
+            .spawn(move || common.work())?;
+        Ok(())
+    }
+}
+
+impl Common {
+    /// Reads one domain after the other, until one of them has taken so long that this thread was given up.
+    fn work(&self) {
+        loop {
+            let next = self.queue.lock().recv();
+            let Ok(job) = next else { return };
+            let (epoch, uuid, end) = (job.epoch, job.uuid, job.end.clone());
+            if self.inbox.send(Message::Started(epoch, uuid)).is_err() {
+                return;
+            }
+            let reader = self.reader.lock().clone();
+            // A connection that is gone is not asked: nobody waits for that answer.
+            if let Some((_, reader)) = reader.filter(|(of, _)| *of == epoch) {
                 // A domain that one cannot read must not cost a thread.
-                let outcome = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+                let read = AssertUnwindSafe(|| load(&reader, job, &self.context));
+                let outcome = catch_unwind(read).unwrap_or_else(|_| {
                     Outcome::Failed("vminfod-libvirt failed within itself".to_owned())
                 });
-                if inbox.send(Message::Loaded(epoch, uuid, outcome)).is_err() {
-                    return;
-                }
-                let one_less = |count: usize| count.checked_sub(1);
-                if (excess.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)).is_ok() {
+                let told = self.inbox.send(Message::Loaded(epoch, uuid, outcome));
+                if told.is_err() {
                     return;
                 }
             }
-        })?;
-        Ok(())
+            if !end.is_first() {
+                return;
+            }
+        }
     }
 }
 
@@ -213,14 +250,16 @@ pub struct Before<'a> {
     pub rebooted: Option<Rebooted>,
 }
 
-fn load(
-    connect: &Connect,
-    uuid: Uuid,
-    domain: Option<Domain>,
-    before: Before<'_>,
-    context: &Context,
-) -> Outcome {
+fn load(connect: &Connect, job: Job, context: &Context) -> Outcome {
     let observed = SystemTime::now();
+    let uuid = job.uuid;
+    let before = Before {
+        stats: job.before.as_deref(),
+        whole: job.whole,
+        rebooted: job.rebooted,
+    };
+    // A connection that was left may have more to do than it can.
+    let domain = (job.domain).filter(|domain| link::is_of(domain, connect));
     let seen = match domain {
         Some(domain) => look_at(connect, uuid, domain, before, context),
         None => look(connect, uuid, before, context),
@@ -434,7 +473,8 @@ fn snapshots(domain: &Domain) -> Result<Vec<String>, Error> {
 fn stats(domain: &Domain, before: Option<&Statistics>, context: &Context) -> Result<Stats, Error> {
     let until = Instant::now() + context.deadline + PAUSE;
     let known = before.filter(|_| context.busy == Busy::Skip);
-    for attempt in 0.. {
+    let mut attempts = 0;
+    loop {
         let mut stats = link::stats(domain)?;
         if !is_whole(&stats)
             && let Some(known) = known
@@ -442,18 +482,18 @@ fn stats(domain: &Domain, before: Option<&Statistics>, context: &Context) -> Res
             fill(&mut stats, &known.stats);
         }
         let is_over = match context.busy {
-            Busy::Skip => attempt >= ATTEMPTS,
+            Busy::Skip => attempts >= ATTEMPTS,
             // Some disks have no capacity that is known, however often it is asked for.
             Busy::Wait => {
-                Instant::now() >= until || attempt >= ATTEMPTS && link::waiting(domain) == 0
+                Instant::now() >= until || attempts >= ATTEMPTS && link::waiting(domain) == 0
             }
         };
         if is_over || domain.id().is_none() || is_whole(&stats) {
             return Ok(stats);
         }
+        attempts += 1;
         thread::sleep(PAUSE);
     }
-    link::stats(domain)
 }
 
 /// Adds what was known and is not told now. A disk that came or went has given the others new numbers, so of
@@ -468,17 +508,22 @@ fn fill(stats: &mut Stats, known: &Stats) {
     };
     let same_disks = names(stats) == names(known);
     for (name, value) in known {
-        if same_disks || !name.starts_with("block.") {
+        let block = name.strip_suffix(".capacity");
+        // A drive that QEMU was asked of has no medium.
+        let has_none = block.is_some_and(|block| stats.contains_key(&format!("{block}.rd.reqs")));
+        if !has_none && (same_disks || !name.starts_with("block.")) {
             stats.entry(name.clone()).or_insert_with(|| value.clone());
         }
     }
 }
 
-/// Whether the capacity of each disk was told.
+/// Whether of each disk the capacity was told, or what QEMU counts: of a drive without a medium it has that alone.
 fn is_whole(stats: &Stats) -> bool {
     let lacks = |name: &String| {
-        let block = name.strip_suffix(".path");
-        block.is_some_and(|block| !stats.contains_key(&format!("{block}.capacity")))
+        name.strip_suffix(".path").is_some_and(|block| {
+            let tells = |what| stats.contains_key(&format!("{block}.{what}"));
+            !tells("capacity") && !tells("rd.reqs")
+        })
     };
     !stats.keys().any(lacks)
 }
@@ -539,5 +584,13 @@ mod tests {
             ("block.0.name", json!("vdb")),
         ];
         assert_eq!(told, stats(&expected));
+        let mut told = stats(&[
+            ("block.0.name", json!("vda")),
+            ("block.0.rd.reqs", json!(0)),
+            ("block.1.name", json!("vdb")),
+        ]);
+        fill(&mut told, &known);
+        assert!(!told.contains_key("block.0.capacity"));
+        assert_eq!(told["block.1.capacity"], json!(2));
     }
 }

@@ -93,14 +93,14 @@ impl<'a> Work<'a> {
             {
                 return Err(failed(FailedKind::Source, &[], reason));
             }
-            for (at, step) in steps.iter().enumerate() {
+            for step in steps {
                 match self.step(&domain, step) {
                     Ok(follow) => follows.push(follow),
-                    // What is to go need not run.
+                    // It has ended already.
                     Err(Refused::Libvirt(error))
                         if matches!(step, Step::Destroy)
-                            && matches!(steps.get(at + 1), Some(Step::Undefine))
-                            && is(&error, ErrorNumber::OperationInvalid) =>
+                            && is(&error, ErrorNumber::OperationInvalid)
+                            && !domain.is_active().unwrap_or(true) =>
                     {
                         continue;
                     }

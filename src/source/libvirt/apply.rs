@@ -81,13 +81,11 @@ impl Applier {
         Ok(opened)
     }
 
-    /// Ends the process of a domain that may have none.
-    fn destroy(&self, uuid: Uuid, deadline: Instant) -> Result<(), Failed> {
-        match self.steps(uuid, vec![Step::Destroy], deadline) {
-            Err(failed) if !matches!(failed.kind, FailedKind::Busy | FailedKind::Gone) => {
-                Err(failed)
-            }
-            _ => Ok(()),
+    /// Does what may end a domain that is not defined.
+    fn end(&self, uuid: Uuid, steps: Vec<Step>, deadline: Instant) -> Result<(), Failed> {
+        match self.steps(uuid, steps, deadline) {
+            Err(failed) if failed.kind == FailedKind::Gone => Ok(()),
+            result => result.map(|_| ()),
         }
     }
 }
@@ -106,18 +104,13 @@ impl Apply for Applier {
     fn unread(&self, uuid: Uuid, verb: &Verb, deadline: Instant) -> Option<Result<(), Failed>> {
         match verb {
             Verb::Delete => Some(self.delete(uuid, deadline)),
-            Verb::Stop { force: true, .. } => Some(self.destroy(uuid, deadline)),
+            Verb::Stop { force: true, .. } => Some(self.end(uuid, vec![Step::Destroy], deadline)),
             _ => None,
         }
     }
 
     fn delete(&self, uuid: Uuid, deadline: Instant) -> Result<(), Failed> {
-        self.destroy(uuid, deadline)?;
-        match self.steps(uuid, vec![Step::Undefine], deadline) {
-            // A transient one has gone with its process.
-            Err(failed) if failed.kind == FailedKind::Gone => Ok(()),
-            result => result.map(|_| ()),
-        }
+        self.end(uuid, vec![Step::Destroy, Step::Undefine], deadline)
     }
 
     fn created(&self, payload: &Object) -> Result<Created, Invalid> {
@@ -164,8 +157,10 @@ impl Opened<'_> {
             if waited >= patience {
                 return match self.run_steps(vec![Step::Destroy]) {
                     // It has just ended by itself.
-                    Err(failed) if matches!(failed.kind, FailedKind::Busy | FailedKind::Gone) => {
-                        Ok(Accepted::Done)
+                    Err(failed) if failed.kind == FailedKind::Gone => Ok(Accepted::Done),
+                    Err(mut failed) => {
+                        failed.applied.insert(0, Step::Shutdown.to_string());
+                        Err(failed)
                     }
                     result => result,
                 };
@@ -178,7 +173,8 @@ impl Opened<'_> {
             thread::sleep(LOOK.min(patience - waited).min(left));
             match self.read() {
                 Err(failed) if failed.kind == FailedKind::Gone => return Ok(Accepted::Done),
-                result => result?,
+                // It was promised an end, and libvirt may come back in time for that.
+                Ok(()) | Err(_) => {}
             }
         }
         Ok(Accepted::Done)

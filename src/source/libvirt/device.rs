@@ -9,7 +9,7 @@ use std::ops::Range;
 use roxmltree::{Document, Node};
 use serde_json::Value;
 
-use super::domain::child;
+use super::domain::{child, devices::kind};
 use crate::vm::Object;
 
 mod define;
@@ -116,7 +116,7 @@ pub fn with_nic(interface: &str, changes: &Object) -> Result<String, String> {
         let wanted = |name: &str| changes.get(name).and_then(Value::as_str);
         let (network, bridge) = (wanted("network"), wanted("bridge"));
         // What it is connected to is its type. A network has a bridge too, and is none for that.
-        let now = nic.attribute("type").unwrap_or_default();
+        let now = kind(nic).unwrap_or_default();
         let is_cut = changes.get(now).is_some_and(Value::is_null);
         if network.is_none() && bridge.is_none() && !is_cut {
             return;

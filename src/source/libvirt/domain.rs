@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::vm::property::{self, DOMAIN_XML};
 use crate::vm::{Object, drift};
 
-mod devices;
+pub(super) mod devices;
 pub mod metadata;
 mod state;
 
@@ -122,10 +122,9 @@ fn configuration(facts: &Facts) -> Result<Object, String> {
     put("persistent", Some(facts.persistent.into()));
     put("managed_save", Some(facts.managed_save.into()));
     put("pid", facts.pid.map(Value::from));
-    put("boot_timestamp", facts.booted.map(timestamp));
-    put("reboot_timestamp", facts.rebooted.map(timestamp));
-    let modified = facts.modified.map(|seconds| timestamp(seconds * 1000));
-    put("last_modified", modified);
+    put("boot_timestamp", facts.booted.and_then(timestamp));
+    put("reboot_timestamp", facts.rebooted.and_then(timestamp));
+    put("last_modified", facts.modified.and_then(of_seconds));
 
     let vcpu = child(domain, "vcpu");
     let most = vcpu.and_then(|vcpu| vcpu.text()?.trim().parse::<u64>().ok());
@@ -185,7 +184,7 @@ fn snapshots(all: &[String]) -> Vec<Value> {
         let snapshot = document.root_element();
         let created: u64 = text(snapshot, "creationTime")?.parse().ok()?;
         let name = text(snapshot, "name")?;
-        let mut object = json!({"name": name, "created_at": timestamp(created * 1000)});
+        let mut object = json!({"name": name, "created_at": of_seconds(created)?});
         if let Some(state) = text(snapshot, "state") {
             object["state"] = state.into();
         }
@@ -196,10 +195,17 @@ fn snapshots(all: &[String]) -> Vec<Value> {
     all.into_iter().map(|(_, _, snapshot)| snapshot).collect()
 }
 
+/// The last millisecond that a timestamp can name, since 1970: that of the year 9999.
+const LAST: u64 = 253_402_300_799_999;
+
 /// Milliseconds since 1970 as the text of a timestamp.
-fn timestamp(millis: u64) -> Value {
+fn timestamp(millis: u64) -> Option<Value> {
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(millis);
-    humantime::format_rfc3339_millis(time).to_string().into()
+    (millis <= LAST).then(|| humantime::format_rfc3339_millis(time).to_string().into())
+}
+
+fn of_seconds(seconds: u64) -> Option<Value> {
+    timestamp(seconds.checked_mul(1000)?)
 }
 
 /// How much of one CPU a quota in a period is, times a number of CPUs. A quota that is not positive

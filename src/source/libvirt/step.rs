@@ -1,8 +1,8 @@
 //! The calls that change a domain, as the daemon asks the program `vminfod-libvirt` for them.
 //!
 //! A change is a list of steps, which are done one after the other; the first that fails ends it. Each step is one
-//! call of libvirt's, or one for the running domain and one for its definition where libvirt wants different devices
-//! for the two. A step says what is to be, never what it was.
+//! call of libvirt's, or as few as it takes: where libvirt wants others for the running domain than for its definition,
+//! or the way depends on what the driver can do. A step says what is to be, never what it was.
 
 use std::fmt;
 

@@ -233,11 +233,12 @@ fn domain(report: &str, loaded: &Loaded) -> String {
     )
 }
 
-const KINDS: [(FailedKind, &str); 6] = [
+const KINDS: [(FailedKind, &str); 7] = [
     (FailedKind::Gone, "gone"),
     (FailedKind::Busy, "busy"),
     (FailedKind::Exists, "exists"),
     (FailedKind::Invalid, "invalid"),
+    (FailedKind::Forbidden, "forbidden"),
     (FailedKind::Source, "source"),
     (FailedKind::Unanswered, "unanswered"),
 ];

@@ -150,6 +150,15 @@ pub fn revert(vm_now: &Object, before: &Object, after: &Object) -> Result<Object
                     "was removed with what was on it, and cannot come back",
                 ));
             }
+            [list, _]
+                if draft.is_domain()
+                    && change.value.is_none()
+                    && !domain::can_be_made(list, change.before.as_ref()) =>
+            {
+                return Err(refuse(
+                    "was removed, and vminfod makes none of this type; use virsh attach-interface",
+                ));
+            }
             [list, _, member] if list == "disks" && member == "size" => {
                 return Err(refuse("a disk cannot be made smaller again"));
             }

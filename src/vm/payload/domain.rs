@@ -15,7 +15,8 @@ use crate::vm::property::LIBVIRT;
 mod devices;
 
 pub(super) use devices::{
-    anew, bus, can_be_given, can_become, complete_nic, free_mac, free_name, is_found_out,
+    anew, bus, can_be_given, can_be_made, can_become, complete_nic, free_mac, free_name,
+    is_found_out,
 };
 
 /// Mebibytes in a gibibyte.

@@ -106,10 +106,11 @@ pub(super) fn confirmed(verb: &Verb, before: &Object, now: Option<&Object>) -> b
         Verb::Reboot { .. } => {
             // A guest that was reset has the same process as before.
             let traces = ["reboot_timestamp", "boot_timestamp", "pid"];
-            state == "running"
-                && traces
-                    .iter()
-                    .any(|trace| now.get(*trace) != before.get(*trace))
+            let is_new = |trace: &&str| {
+                now.get(*trace)
+                    .is_some_and(|it| Some(it) != before.get(*trace))
+            };
+            state == "running" && traces.iter().any(is_new)
         }
         Verb::Delete
         | Verb::Kill(_)

@@ -40,7 +40,9 @@ impl<W: Write> Engine<W> {
         self.known
             .retain(|uuid, known| known.busy || domains.contains_key(uuid));
         self.unplaced.retain(|uuid, _| domains.contains_key(uuid));
-        self.scan = Some(domains.keys().copied().collect());
+        // One that was given up may not answer for long; the end of the listing names it.
+        let answers = |uuid: &&Uuid| self.known.get(uuid).is_none_or(|known| !known.given_up);
+        self.scan = Some(domains.keys().filter(answers).copied().collect());
         for (uuid, name) in domains {
             self.known.entry(uuid).or_default().name = name;
             self.want(uuid, SCAN);
@@ -64,6 +66,9 @@ impl<W: Write> Engine<W> {
             return Ok(());
         }
         self.scan = None;
+        if let Some(link) = &mut self.link {
+            link.listed = true;
+        }
         let silent = (self.known.iter())
             .filter_map(|(uuid, known)| Some((*uuid, known.silent.clone()?)))
             .collect();

@@ -21,6 +21,8 @@ pub(super) fn kind(error: &Error, step: &Step) -> FailedKind {
     );
     if is(error, NoDomain) {
         FailedKind::Gone
+    } else if one_of(&[OperationDenied, AccessDenied]) {
+        FailedKind::Forbidden
     } else if knows_no_such_flags(error) || message.contains("cgroup") || is_of_the_way(error) {
         FailedKind::Source
     } else if is(error, OperationInvalid) && message.contains("already exists") {
@@ -73,6 +75,8 @@ pub(super) fn kind_of_definition(error: &Error) -> FailedKind {
     ];
     if is(error, DomExist) || is_taken {
         FailedKind::Exists
+    } else if is(error, OperationDenied) || is(error, AccessDenied) {
+        FailedKind::Forbidden
     } else if values.iter().any(|number| is(error, *number)) {
         FailedKind::Invalid
     } else {

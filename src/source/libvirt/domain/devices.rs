@@ -22,7 +22,7 @@ pub(super) fn nics(devices: Option<Node<'_, '_>>, addresses: &[(String, String)]
         };
         let mac = attribute("mac", "address");
         put("mac", mac);
-        put("type", nic.attribute("type"));
+        put("type", kind(nic));
         put("model", attribute("model", "type"));
         put("network", attribute("source", "network"));
         put("bridge", attribute("source", "bridge"));
@@ -51,6 +51,16 @@ pub(super) fn nics(devices: Option<Node<'_, '_>>, addresses: &[(String, String)]
         object
     };
     interfaces.enumerate().map(nic).collect()
+}
+
+/// What an interface is connected to. While it runs, libvirt shows what it has made of a network that is forwarded to a
+/// bridge or device of the host, with the network beside it.
+pub(in super::super) fn kind<'a>(interface: Node<'a, '_>) -> Option<&'a str> {
+    let source = child(interface, "source");
+    match source.is_some_and(|source| source.has_attribute("network")) {
+        true => Some("network"),
+        false => interface.attribute("type"),
+    }
 }
 
 /// A disk, and what else is made of it.

@@ -358,6 +358,37 @@ fn snapshots_come_newest_first_and_what_is_none_is_left_out() {
 }
 
 #[test]
+fn a_time_that_no_timestamp_can_name_is_left_out() {
+    let snapshot = |created: u64| {
+        format!(
+            "<domainsnapshot><name>a</name><creationTime>{created}</creationTime></domainsnapshot>"
+        )
+    };
+    let mut facts = domain("");
+    facts.snapshots = vec![snapshot(999_999_999_999), snapshot(u64::MAX)];
+    facts.modified = Some(u64::MAX);
+    let vm = made(&facts);
+    assert_eq!(vm["snapshots"], json!([]));
+    assert_eq!(vm.get("last_modified"), None);
+}
+
+#[test]
+fn a_nic_of_a_network_is_one_whatever_libvirt_has_made_of_it() {
+    let nic = |kind: &str, of_host: &str| {
+        format!(
+            "<devices><interface type='{kind}'><mac address='52:54:00:00:00:01'/>\
+             <source network='lan'{of_host}/></interface></devices>"
+        )
+    };
+    let defined = made(&domain(&nic("network", "")));
+    let running = made(&domain(&nic("bridge", " portid='7' bridge='br0'")));
+    assert_eq!(running["nics"][0]["type"], "network");
+    assert_eq!(running["nics"][0]["bridge"], "br0");
+    let (running, defined) = (running.as_object().unwrap(), defined.as_object().unwrap());
+    assert_eq!(drift::join(running.clone(), defined)["drift"], json!([]));
+}
+
+#[test]
 fn metadata_of_others_is_not_taken_for_ours() {
     let foreign = "<metadata><vm xmlns='urn:other'><tag name='a'>b</tag></vm></metadata>";
     let vm = made(&domain(foreign));

@@ -251,6 +251,13 @@ fn default(device: &mut Object, member: &str, value: &str) {
     }
 }
 
+/// Whether a device of a VM is one that a payload can add.
+pub(in super::super) fn can_be_made(list: &str, device: Option<&Value>) -> bool {
+    let kind = device.and_then(|device| device.get("type"));
+    let kind = kind.and_then(Value::as_str).unwrap_or_default();
+    list != "nics" || matches!(kind, "network" | "bridge" | "user")
+}
+
 /// A device that was removed, as it is to be added again: without what is found out about it.
 pub(in super::super) fn anew(list: &str, device: &Object) -> Object {
     let is_kept = |member: &str| {
