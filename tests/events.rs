@@ -230,10 +230,15 @@ fn vms_json_read_after_ready_and_the_events_make_the_later_vms_json() {
     for zone in &zones {
         change::set_tag(&root, zone, MARK, &json!(true)).unwrap();
     }
-    // The file and its number are one state if the number is the same before and after.
-    let (last, vms) = until("all changes show", || {
-        let settled = || mounted.status()["events"]["settled"].as_u64().unwrap();
-        let (before, vms, after) = (settled(), by_uuid(&mounted.json("vms.json")), settled());
+    // The file and the number of the last change are one state if that is the same before and after. What is shown may
+    // be ahead of what has been told, so that all of it has to be told too.
+    let (last, vms) = until("all changes show and are told", || {
+        let number = |name: &str| mounted.status()["events"][name].as_u64().unwrap();
+        let (before, vms, after) = (
+            number("settled"),
+            by_uuid(&mounted.json("vms.json")),
+            number("seq"),
+        );
         let complete = vms.len() == zones.len() && vms.values().all(|vm| vm["tags"][MARK] == true);
         (before == after && complete).then_some((after, vms))
     });
