@@ -266,6 +266,7 @@ fn the_verbs_of_ctl_do_what_virsh_does() {
     // In virsh this pulls the plug, and so it does here.
     ctl("destroy\n");
     is("stopped", "shut off");
+    host.until_let_go("web");
     ctl("create\n");
     is("running", "running");
     // A BIOS does not shut down when it is asked.

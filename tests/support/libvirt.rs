@@ -185,6 +185,24 @@ impl Host {
         Pid::from_raw(pid.trim().parse().unwrap())
     }
 
+    /// Waits until libvirtd has ended its thread for the QEMU of a domain that was stopped. What that thread still says
+    /// of the end of this QEMU, libvirt 9.0 takes for the end of the next one, and kills it: 1 start in 120 or so, when
+    /// both cores are busy and it follows in the same microseconds.
+    #[track_caller]
+    pub fn until_let_go(&self, name: &str) {
+        let thread = format!("vm-{name}\n");
+        let tasks = format!("/proc/{}/task", self.libvirtd());
+        until("libvirtd has let go of a domain", || {
+            let mut tasks = fs::read_dir(&tasks).unwrap().flatten();
+            // A thread that has ended meanwhile has no name.
+            tasks
+                .all(|task| {
+                    fs::read_to_string(task.path().join("comm")).unwrap_or_default() != thread
+                })
+                .then_some(())
+        });
+    }
+
     /// Mounts its domains of QEMU.
     #[track_caller]
     pub fn mount(&self, options: &str) -> Mounted<'_> {
