@@ -157,13 +157,6 @@ pub enum Failure {
     Ended(String),
 }
 
-impl Failure {
-    /// Whether a part of the change was applied, and stays.
-    pub fn has_applied(&self) -> bool {
-        matches!(self, Failure::Source { applied, .. } if !applied.is_empty())
-    }
-}
-
 /// What a change came to.
 pub type Outcome = Result<Done, Failure>;
 

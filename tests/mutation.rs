@@ -591,26 +591,37 @@ fn what_the_source_refuses_changes_nothing_and_says_why() {
 
 #[test]
 fn what_a_change_that_failed_has_left_is_shown_before_it_is_told() {
-    let host = Host::new();
-    host.deaf();
-    *host.fails.lock() = Some(Failed {
-        kind: FailedKind::Source,
-        applied: vec!["alias".into()],
-        reason: "quota: out of space".into(),
-    });
-    let told = host.wish(
-        Wish::Document(object(json!({"alias": "two", "quota": 20}))),
-        Wait::Confirmed,
-    );
-    host.nudged.lock().recv_timeout(PATIENCE).unwrap();
-    // Nothing says when somebody does not go on.
-    assert!(told.recv_timeout(Duration::from_millis(100)).is_err());
-    host.set("alias", json!("two"));
-    host.look(VM);
-    let outcome = told.recv_timeout(PATIENCE).unwrap();
-    assert!(matches!(outcome, Err(Failure::Source { .. })));
-    let shown = host.cache.vm(&VM).unwrap().rendered.object();
-    assert_eq!(shown["alias"], json!("two"));
+    let failures = [
+        (FailedKind::Source, vec!["alias".to_owned()]),
+        // What failed may have left something by itself.
+        (FailedKind::Source, vec![]),
+        (FailedKind::Busy, vec![]),
+    ];
+    for (kind, applied) in failures {
+        let host = Host::new();
+        host.deaf();
+        *host.fails.lock() = Some(Failed {
+            kind,
+            applied,
+            reason: "quota: out of space".into(),
+        });
+        let told = host.wish(
+            Wish::Document(object(json!({"alias": "two", "quota": 20}))),
+            Wait::Confirmed,
+        );
+        host.nudged.lock().recv_timeout(PATIENCE).unwrap();
+        // Nothing says when somebody does not go on.
+        assert!(told.recv_timeout(Duration::from_millis(100)).is_err());
+        host.set("alias", json!("two"));
+        host.look(VM);
+        let outcome = told.recv_timeout(PATIENCE).unwrap();
+        assert!(matches!(
+            outcome,
+            Err(Failure::Source { .. } | Failure::Busy(_))
+        ));
+        let shown = host.cache.vm(&VM).unwrap().rendered.object();
+        assert_eq!(shown["alias"], json!("two"));
+    }
 }
 
 #[test]

@@ -81,6 +81,31 @@ struct Applied {
     last: Option<Last>,
 }
 
+/// A change that was not applied, or not wholly.
+struct Unapplied {
+    failure: Failure,
+    /// When the source had tried it, if it did: it may have left something.
+    tried: Option<SystemTime>,
+}
+
+impl Unapplied {
+    fn tried(uuid: Uuid, failed: Failed, at: SystemTime) -> Unapplied {
+        Unapplied {
+            failure: failure(uuid, failed),
+            tried: Some(at),
+        }
+    }
+}
+
+impl From<Failure> for Unapplied {
+    fn from(failure: Failure) -> Unapplied {
+        Unapplied {
+            failure,
+            tried: None,
+        }
+    }
+}
+
 impl Mutations {
     /// Nothing in progress. What the cache has now counts as shown.
     pub fn new(
@@ -192,20 +217,16 @@ impl Inner {
         };
         let deadline = Instant::now() + timeout;
         let what = wish.to_string();
-        let result = self
-            .take_turn(uuid, &what, wait, deadline)
-            .and_then(|turn| {
-                let _applying = self.applying()?;
-                let applied = self.apply(uuid, wish, wait, deadline)?;
-                Ok((turn, applied))
-            });
+        let turn = self.take_turn(uuid, &what, wait, deadline);
+        let result = turn.map_err(Unapplied::from).and_then(|turn| {
+            let _applying = self.applying()?;
+            let applied = self.apply(uuid, wish, wait, deadline)?;
+            Ok((turn, applied))
+        });
         match result {
-            Err(failure) => {
-                debug!(vm = %uuid, what, %failure, "not changed");
-                if wait == Wait::Confirmed && failure.has_applied() {
-                    self.see(uuid, deadline);
-                }
-                answer(Err(failure));
+            Err(unapplied) => {
+                debug!(vm = %uuid, what, failure = %unapplied.failure, "not changed");
+                answer(Err(self.failed(uuid, unapplied, wait, deadline)));
             }
             Ok((turn, None)) => {
                 drop(turn);
@@ -231,16 +252,22 @@ impl Inner {
     fn create(&self, uuid: Uuid, target: &Object, wait: Wait, answer: &dyn Fn(Outcome)) {
         let deadline = Instant::now() + self.timeouts.life;
         let turn = self.take_turn(uuid, "create", wait, deadline);
-        let result = turn.and_then(|turn| {
+        let result = turn.map_err(Unapplied::from).and_then(|turn| {
             let _applying = self.applying()?;
             if self.shown.vm(&uuid).is_some() || self.cache.vm(&uuid).is_some() {
-                return Err(Failure::Exists(format!("{uuid}: this VM exists already")));
+                return Err(Failure::Exists(format!("{uuid}: this VM exists already")).into());
             }
             let goal = Arc::new(Goal::There);
             let txn = self.txns.enter(uuid, goal.clone());
             let made = self.apply.create(uuid, target, deadline);
+            let since = vm::now();
             self.source.reload(uuid);
-            made.map_err(|failed| failure(uuid, failed))?;
+            made.map_err(|failed| {
+                // What was taken back never shows.
+                let tried = (!failed.applied.is_empty()).then_some(since);
+                let failure = failure(uuid, failed);
+                Unapplied { failure, tried }
+            })?;
             info!(vm = %uuid, "created");
             Ok((
                 turn,
@@ -254,7 +281,7 @@ impl Inner {
             ))
         });
         match result {
-            Err(failure) => answer(Err(failure)),
+            Err(unapplied) => answer(Err(self.failed(uuid, unapplied, wait, deadline))),
             Ok((turn, applied)) => {
                 if wait != Wait::Confirmed {
                     answer(Ok(Done::Applied));
@@ -262,6 +289,16 @@ impl Inner {
                 answer(self.confirm(uuid, &applied, &mut Some(turn), deadline));
             }
         }
+    }
+
+    /// Why a change failed, when the mount shows what it has left.
+    fn failed(&self, uuid: Uuid, unapplied: Unapplied, wait: Wait, deadline: Instant) -> Failure {
+        if wait == Wait::Confirmed
+            && let Some(since) = unapplied.tried
+        {
+            self.see(uuid, since, deadline);
+        }
+        unapplied.failure
     }
 
     /// Everything up to and including the last step at the source; `None` if nothing had to be done
@@ -272,7 +309,7 @@ impl Inner {
         wish: Wish,
         wait: Wait,
         deadline: Instant,
-    ) -> Result<Option<Applied>, Failure> {
+    ) -> Result<Option<Applied>, Unapplied> {
         let extent = match wish.is_of_files() {
             true => Extent::Files,
             false => Extent::Whole,
@@ -288,9 +325,9 @@ impl Inner {
                 return self.run_unread(uuid, wish, failed, deadline).map(Some);
             }
             Err(failed) if failed.kind == FailedKind::Busy && wait == Wait::AtOnce => {
-                return Err(Failure::WouldBlock(failed.reason));
+                return Err(Failure::WouldBlock(failed.reason).into());
             }
-            Err(failed) => return Err(failure(uuid, failed)),
+            Err(failed) => return Err(failure(uuid, failed).into()),
         };
         let before = locked.vm().clone();
         let wish = match wish {
@@ -322,8 +359,8 @@ impl Inner {
         mut locked: Box<dyn Locked + '_>,
         before: Object,
         target: impl Fn(&Object) -> Result<Object, Invalid>,
-    ) -> Result<Option<Applied>, Failure> {
-        let made = target(&before)?;
+    ) -> Result<Option<Applied>, Unapplied> {
+        let made = target(&before).map_err(Failure::from)?;
         let wanted = payload::wanted(&before, &made);
         if wanted.is_empty() {
             drop(locked);
@@ -337,14 +374,15 @@ impl Inner {
         let goal = Arc::new(Goal::Values(wanted));
         let txn = self.txns.enter(uuid, goal.clone());
         let written = locked.update(&made);
+        let since = vm::now();
         match &written {
             Ok(_) => self.source.reload_files(uuid),
             // Some of it may have been written, and is to be seen.
             Err(_) => self.source.reload(uuid),
         }
-        let accepted = written.map_err(|failed| failure(uuid, failed))?;
+        let accepted = written.map_err(|failed| Unapplied::tried(uuid, failed, since))?;
         if accepted == Accepted::Done && !goal.is_met_by(Some(locked.vm())) {
-            return Err(overtaken(&goal, Some(locked.vm())));
+            return Err(overtaken(&goal, Some(locked.vm())).into());
         }
         let after = match accepted {
             Accepted::Done => locked.vm().clone(),
@@ -366,8 +404,8 @@ impl Inner {
         mut locked: Box<dyn Locked + '_>,
         before: Object,
         verb: Verb,
-    ) -> Result<Option<Applied>, Failure> {
-        verb.check(&before)?;
+    ) -> Result<Option<Applied>, Unapplied> {
+        verb.check(&before).map_err(Failure::from)?;
         let can_be_so = matches!(
             verb,
             Verb::Start | Verb::Stop { .. } | Verb::Suspend | Verb::Resume
@@ -391,13 +429,14 @@ impl Inner {
             true => Ok(Accepted::Done),
             false => locked.run(&verb),
         };
+        let ended = vm::now();
         self.source.reload(uuid);
-        let accepted = ran.map_err(|failed| failure(uuid, failed))?;
+        let accepted = ran.map_err(|failed| Unapplied::tried(uuid, failed, ended))?;
         Ok(Some(Applied {
             goal,
             accepted,
             _txn: Some(txn),
-            since: if is_sync { since } else { vm::now() },
+            since: if is_sync { since } else { ended },
             last: last.filter(|_| !is_sync),
         }))
     }
@@ -409,9 +448,9 @@ impl Inner {
         wish: Wish,
         failed: Failed,
         deadline: Instant,
-    ) -> Result<Applied, Failure> {
+    ) -> Result<Applied, Unapplied> {
         let Wish::Verb(verb) = wish else {
-            return Err(failure(uuid, failed));
+            return Err(failure(uuid, failed).into());
         };
         // What it was when it was last read tells a domain from a zone.
         let before = self.shown.vm(&uuid).map(|vm| vm.rendered.object());
@@ -421,7 +460,7 @@ impl Inner {
         });
         let txn = self.txns.enter(uuid, goal.clone());
         let Some(ran) = self.apply.unread(uuid, &verb, deadline) else {
-            return Err(failure(uuid, failed));
+            return Err(failure(uuid, failed).into());
         };
         self.source.reload(uuid);
         ran.map_err(|failed| failure(uuid, failed))?;

@@ -1,8 +1,7 @@
 //! Waiting until what was applied is shown.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use uuid::Uuid;
 
@@ -97,18 +96,22 @@ impl Inner {
         }
     }
 
-    /// Waits until the mount shows what a change that failed has left, but not for a source that is too slow.
-    pub(super) fn see(&self, uuid: Uuid, deadline: Instant) {
-        let applied = Applied {
-            goal: Arc::new(Goal::There),
-            accepted: Accepted::Done,
-            _txn: None,
-            since: vm::now(),
-            last: None,
-        };
-        let until = deadline.min(Instant::now() + HANDOVER);
-        // However that ends, what is told is why the change failed.
-        let _ = self.confirm(uuid, &applied, &mut None, until);
+    /// Waits until the mount shows the VM as it was read after `since`, when a change of it had failed: that may have
+    /// left something, and what was read meanwhile may be of its midst. Nobody waits for a VM that gives no answer, has
+    /// gone, or takes too long.
+    pub(super) fn see(&self, uuid: Uuid, since: SystemTime, deadline: Instant) {
+        let deadline = deadline.min(Instant::now() + HANDOVER);
+        let watch = self.shown.watch(uuid);
+        let mut was_there = false;
+        while Instant::now() < deadline && !self.ended.load(Ordering::Acquire) {
+            // A reading that finds nothing new is told to nobody.
+            let (vm, _) = watch.next(deadline.min(Instant::now() + SEEN));
+            match vm {
+                Some(vm) if vm.stale.is_some() || vm.observed() >= vm::nanos(since) => return,
+                None if was_there => return,
+                vm => was_there |= vm.is_some(),
+            }
+        }
     }
 
     /// Looks at the source whether it still has what was applied, and asks it to report.
