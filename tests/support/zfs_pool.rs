@@ -66,9 +66,19 @@ impl Pool {
         format!("{}/{name}", self.name)
     }
 
-    /// Runs `zfs` with these arguments, which must succeed.
+    /// Runs `zfs` with these arguments, which must succeed; again while somebody reads what it needs for itself.
     pub(crate) fn zfs(&self, arguments: &[&str]) {
-        run("zfs", arguments);
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let output = output("zfs", arguments);
+            let said = String::from_utf8_lossy(&output.stderr);
+            if output.status.success() {
+                return;
+            }
+            let is_busy = said.contains("dataset is busy") && Instant::now() < until;
+            assert!(is_busy, "zfs {arguments:?}: {said}");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::datasets::{MADE, Operation, Step};
@@ -22,6 +23,10 @@ use crate::source::{Failed, FailedKind};
 
 /// Under this tag a dataset's snapshot is held, as vmadm does it.
 const TAG: &str = "do_not_destroy";
+
+/// For how long, and how often, a dataset that is busy is tried again: zfs-fuse gives nobody a dataset for himself that
+/// somebody lists at that moment.
+const BUSY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(20));
 
 /// The commands, and what this release of them knows.
 #[derive(Debug)]
@@ -255,9 +260,9 @@ impl Commands<'_> {
             Operation::Snapshot => self.done(&["snapshot", name]),
             Operation::Hold => self.done(&["hold", TAG, name]),
             Operation::Release => self.done(&["release", TAG, name]),
-            Operation::Rollback => self.done(&["rollback", "-r", name]),
-            Operation::Destroy => self.done(&["destroy", "-r", name]),
-            Operation::DestroyAlone => self.done(&["destroy", name]),
+            Operation::Rollback => self.done_when_free(&["rollback", "-r", name]),
+            Operation::Destroy => self.done_when_free(&["destroy", "-r", name]),
+            Operation::DestroyAlone => self.done_when_free(&["destroy", name]),
         }
     }
 
@@ -315,6 +320,21 @@ impl Commands<'_> {
 
     fn done(&self, arguments: &[&str]) -> Result<(), Failed> {
         self.success(arguments).map(|_| ()).map_err(source)
+    }
+
+    /// Does what needs a dataset for itself.
+    fn done_when_free(&self, arguments: &[&str]) -> Result<(), Failed> {
+        let until = self.deadline.min(Instant::now() + BUSY.0);
+        loop {
+            match self.done(arguments) {
+                Err(failed)
+                    if failed.reason.contains("dataset is busy") && Instant::now() < until =>
+                {
+                    thread::sleep(BUSY.1);
+                }
+                result => return result,
+            }
+        }
     }
 
     fn success(&self, arguments: &[&str]) -> Result<Vec<u8>, String> {
@@ -413,6 +433,17 @@ mod tests {
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(30)
+    }
+
+    #[test]
+    fn a_dataset_that_is_being_read_is_destroyed_a_moment_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let does = "[ $(wc -l < ${0%/*}/calls) -ge 3 ] || { echo dataset is busy >&2; exit 1; }";
+        let zfs = scripted(dir.path(), does);
+        let cancel = Cancel::never();
+        let step = Step::new("disk", "p/z", Operation::DestroyAlone);
+        zfs.commands(&cancel, soon()).apply(&step).unwrap();
+        assert_eq!(calls(dir.path()), ["destroy p/z"; 3]);
     }
 
     #[test]
