@@ -152,42 +152,20 @@ mod tests {
 
     #[test]
     fn a_signal_that_is_blocked_does_not_count() {
-        let status = |own: &str, shared: &str, blocked: &str| {
-            format!(
-                "Name:\tcat\nSigQ:\t0/1\nSigPnd:\t{own}\nShdPnd:\t{shared}\nSigBlk:\t{blocked}\n"
-            )
-        };
-        assert!(!pending(&status(
-            "0000000000000000",
-            "0000000000000000",
-            "0000000000000000"
-        )));
-        assert!(pending(&status(
-            "0000000000000000",
-            "0000000000000002",
-            "0000000000000000"
-        )));
-        assert!(pending(&status(
-            "0000000000000100",
-            "0000000000000000",
-            "0000000000000002"
-        )));
-        assert!(!pending(&status(
-            "0000000000000000",
-            "0000000000000002",
-            "0000000000000002"
-        )));
-        // A child of a shell has ended; with it, somebody asks the shell to end.
-        assert!(!pending(&status(
-            "0000000000000000",
-            "0000000000010000",
-            "0000000000000000"
-        )));
-        assert!(pending(&status(
-            "0000000000000000",
-            "0000000000014000",
-            "0000000000000000"
-        )));
+        for (own, shared, blocked, counts) in [
+            (0, 0, 0, false),
+            (0, 2, 0, true),
+            (0x100, 0, 2, true),
+            (0, 2, 2, false),
+            // A child of a shell has ended; with it, somebody asks the shell to end.
+            (0, 0x10000, 0, false),
+            (0, 0x14000, 0, true),
+        ] {
+            let status = format!(
+                "Name:\tcat\nSigQ:\t0/1\nSigPnd:\t{own:016x}\nShdPnd:\t{shared:016x}\nSigBlk:\t{blocked:016x}\n"
+            );
+            assert_eq!(pending(&status), counts, "{status}");
+        }
     }
 
     #[test]
