@@ -24,6 +24,12 @@
 //! `ARCHITECTURE.md` says who owns which state, which thread does what and what happens when a
 //! part fails.
 
+// What users and sources give is an error, never a panic.
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
+
 pub mod cache;
 pub mod client;
 pub mod daemon;

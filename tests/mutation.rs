@@ -236,7 +236,7 @@ impl Apply for PlayedApply {
 
     fn create(&self, uuid: Uuid, target: &Object, _: Instant) -> Result<(), Failed> {
         self.0.vms.lock().insert(uuid, target.clone());
-        Ok(())
+        self.0.fails.lock().take().map_or(Ok(()), Err)
     }
 
     fn recover(&self) -> Vec<Cut> {
@@ -813,4 +813,30 @@ fn a_new_vm_is_created_and_shown_once() {
     let (uuid, outcome) = create(json!({"alias": "x"}));
     assert_eq!(uuid, None);
     assert!(matches!(outcome, Err(Failure::Refused(_))), "{outcome:?}");
+}
+
+#[test]
+fn a_new_vm_that_was_made_but_failed_is_shown_before_that_is_told() {
+    let host = Host::new();
+    host.deaf();
+    *host.fails.lock() = Some(Failed {
+        kind: FailedKind::Source,
+        applied: vec!["created".into()],
+        reason: "it was created, but does not start".into(),
+    });
+    let (tell, told) = mpsc::channel();
+    let done = Box::new(move |_, outcome| drop(tell.send(outcome)));
+    let payload = json!({"brand": "joyent", "image_uuid": Uuid::from_u128(7).to_string()});
+    host.mutations()
+        .create(object(payload), Wait::Confirmed, done);
+    let uuid = host.nudged.lock().recv_timeout(PATIENCE).unwrap();
+    // Nothing says when somebody does not go on.
+    assert!(told.recv_timeout(Duration::from_millis(100)).is_err());
+    host.look(uuid);
+    let outcome = told.recv_timeout(PATIENCE).unwrap();
+    assert!(
+        matches!(outcome, Err(Failure::Source { .. })),
+        "{outcome:?}"
+    );
+    assert!(host.cache.vm(&uuid).is_some());
 }

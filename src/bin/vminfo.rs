@@ -1,6 +1,12 @@
 //! `vminfo`: what vminfod knows, on the command line. Parses arguments, asks the mounted tree, maps
 //! the result to an exit code; the work is done in [`vminfod::client`].
 
+// What users and sources give is an error, never a panic.
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
+
 use std::env;
 use std::ffi::OsString;
 use std::io;

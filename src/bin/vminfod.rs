@@ -1,6 +1,12 @@
 //! `vminfod`: mounts the VMs of this host. Parses arguments, starts the daemon, maps the result to an
 //! exit code; the work is done in the library.
 
+// What users and sources give is an error, never a panic.
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
+
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};

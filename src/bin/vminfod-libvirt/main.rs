@@ -3,6 +3,12 @@
 //!
 //! It is a program of its own also because whatever is linked to libvirt does not start where that is missing.
 
+// What users and sources give is an error, never a panic.
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
+
 use std::io::{BufRead, BufWriter};
 use std::path::PathBuf;
 use std::process::ExitCode;

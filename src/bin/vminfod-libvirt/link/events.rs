@@ -1,6 +1,5 @@
 //! The event loop that libvirt's client is given. It has a loop of its own, but that is told of each call to libvirtd
-//! by a dozen writes which wake its thread; this one is woken only if something is due earlier
-//! or was removed.
+//! by a dozen writes which wake its thread; this one is woken only if something is due earlier or was removed.
 //!
 //! ```text
 //!   any thread: add, update, remove ──lock──▶ what is watched ◀──lock── thread `events`: wait ──▶ callbacks
